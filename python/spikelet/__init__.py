@@ -1,0 +1,1 @@
+"""spikelet: fast local text generation with SpikeGPT and RWKV models."""

@@ -1,0 +1,2 @@
+//! spikelet: text generation with SpikeGPT and RWKV models.
+#![deny(unsafe_code)]
