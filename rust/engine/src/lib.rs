@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod error;
+pub mod generation_config;
 pub mod weights;
 
 pub use error::{Error, Result};

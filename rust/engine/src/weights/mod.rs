@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{ModelConfig, ModelType, PartialConfig};
 use crate::error::{Error, Result};
+use crate::generation_config::GenerationConfig;
 use layout::Tensors;
 use map::MappedFile;
 pub use tensor::{Dtype, TensorView};
@@ -166,6 +167,35 @@ impl Checkpoint {
     /// Reads the whole model the first time.
     pub fn sha256(&self) -> Result<String> {
         Ok(self.sha256.get_or_init(|| self.hash()).clone())
+    }
+
+    /// The sampling settings in `generation_config.json` beside the weights, if there are any.
+    pub fn generation_config(&self) -> Result<Option<GenerationConfig>> {
+        let path = self.folder().join("generation_config.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let config = GenerationConfig::parse(&path, &read_small(&path, MAX_CONFIG)?)?;
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = config
+            .eos_token_id
+            .iter()
+            .find(|&&id| id as usize >= vocab_size)
+        {
+            let reason =
+                format!("eos_token_id is {id}, but the vocabulary has {vocab_size} tokens");
+            return Err(Error::config(&path, reason));
+        }
+        Ok(Some(config))
+    }
+
+    /// The folder that holds the model's files.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() {
+            &self.path
+        } else {
+            self.path.parent().unwrap_or(Path::new(""))
+        }
     }
 
     fn hash(&self) -> String {
