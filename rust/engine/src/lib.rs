@@ -4,6 +4,7 @@
 pub mod config;
 pub mod error;
 pub mod generation_config;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
