@@ -7,6 +7,7 @@ pub mod error;
 pub mod generation_config;
 pub mod model;
 pub mod state;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
