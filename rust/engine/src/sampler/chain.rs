@@ -31,6 +31,11 @@ impl Workspace {
             probs: Vec::with_capacity(vocab_size),
         }
     }
+
+    /// The instruction set it computes with. Results do not depend on it.
+    pub fn level(&self) -> Level {
+        self.level
+    }
 }
 
 /// A distribution over some tokens; all others have probability 0.

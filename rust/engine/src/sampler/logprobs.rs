@@ -5,6 +5,8 @@ use std::cmp::Ordering;
 
 use spikelet_simd::{Level, log_sum_exp};
 
+use crate::error::{Error, Result};
+
 /// A token and the logarithm of its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenLogprob {
@@ -33,6 +35,18 @@ impl<'a> Logprobs<'a> {
     /// If there is no such token.
     pub fn of(&self, id: u32) -> f32 {
         self.logits[id as usize] - self.log_sum
+    }
+
+    /// Log probability of a token, where the logits can be trusted less.
+    ///
+    /// # Errors
+    /// [`Error::Logits`] if it is not finite, because some logit is not.
+    pub fn checked(&self, id: u32) -> Result<f32> {
+        let logprob = self.of(id);
+        if logprob.is_finite() {
+            return Ok(logprob);
+        }
+        Err(Error::Logits { reason: format!("they give token {id} the log probability {logprob}") })
     }
 
     /// Appends the `n` most probable tokens, most probable first, lower ids first among equals.
