@@ -274,3 +274,238 @@ fn sum(x: &[f32]) -> f64 {
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OFF: SamplingParams = SamplingParams {
+        preset: Preset::OpenAi,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        typical_p: 1.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        penalty_decay: 1.0,
+        logit_bias: Vec::new(),
+        seed: 0,
+        logprobs: 0,
+    };
+
+    /// The distribution as (id, probability).
+    fn distribution(params: &SamplingParams, logits: &[f32]) -> Vec<(u32, f32)> {
+        let sampler = Sampler::new(params, logits.len(), 0, 0).expect("good values");
+        let mut work = Workspace::new(Level::best(), logits.len());
+        let dist = sampler.distribution(logits, &mut work).expect("finite logits");
+        assert!(dist.ids.is_sorted_by(|a, b| a < b));
+        dist.ids.iter().copied().zip(dist.probs.iter().copied()).collect()
+    }
+
+    fn softmax(logits: &[f64]) -> Vec<f64> {
+        let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = logits.iter().map(|l| (l - greatest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        weights.iter().map(|w| w / total).collect()
+    }
+
+    /// Sets to 0 what is not in the shortest beginning of the order of `key` that holds `share`, and renormalises.
+    fn naive_share(p: &mut [f64], share: f64, key: impl Fn(f64) -> f64) {
+        let mut order: Vec<usize> = (0..p.len()).filter(|&i| p[i] > 0.0).collect();
+        order.sort_by(|&a, &b| key(p[a]).total_cmp(&key(p[b])));
+        let mut sum = 0.0;
+        for i in order {
+            let drop = sum >= share;
+            sum += p[i];
+            if drop {
+                p[i] = 0.0;
+            }
+        }
+        renormalise(p);
+    }
+
+    fn renormalise(p: &mut [f64]) {
+        let total: f64 = p.iter().sum();
+        p.iter_mut().for_each(|p| *p /= total);
+    }
+
+    /// The chain as the presets' tables tell it, on full probability vectors.
+    fn naive(params: &SamplingParams, logits: &[f32]) -> Vec<f64> {
+        let wide: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
+        let temperature = f64::from(params.temperature);
+        let (mut p, steps) = match params.preset {
+            Preset::OpenAi => (softmax(&wide.iter().map(|l| l / temperature).collect::<Vec<_>>()), ["k", "p", "m", "t", ""]),
+            Preset::Rwkv => (softmax(&wide), ["p", "k", "m", "t", "temperature"]),
+        };
+        for step in steps {
+            match step {
+                "k" if params.top_k > 0 => {
+                    let mut order: Vec<usize> = (0..p.len()).collect();
+                    order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+                    order.iter().skip(params.top_k).for_each(|&i| p[i] = 0.0);
+                    renormalise(&mut p);
+                }
+                "p" if params.top_p < 1.0 => naive_share(&mut p, f64::from(params.top_p), |p| -p),
+                "m" => {
+                    let least = p.iter().copied().fold(0.0, f64::max) * f64::from(params.min_p);
+                    p.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
+                    renormalise(&mut p);
+                }
+                "t" if params.typical_p < 1.0 => {
+                    let entropy: f64 = p.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
+                    naive_share(&mut p, f64::from(params.typical_p), |p| (-p.ln() - entropy).abs());
+                }
+                "temperature" => {
+                    p.iter_mut().for_each(|p| *p = p.powf(1.0 / temperature));
+                    renormalise(&mut p);
+                }
+                _ => {}
+            }
+        }
+        p
+    }
+
+    /// Whether a change of logits and shares near f32's precision changes what is kept: then either answer is right.
+    fn on_the_border(params: &SamplingParams, logits: &[f32], kept: &[f64]) -> bool {
+        [-1e-5_f32, 1e-5].into_iter().any(|shift| {
+            let moved: Vec<f32> = logits.iter().zip([1.0, -1.0, 0.5].iter().cycle()).map(|(l, d)| l + d * shift).collect();
+            let mut params = params.clone();
+            for share in [&mut params.top_p, &mut params.min_p, &mut params.typical_p] {
+                if (0.01..0.99).contains(share) {
+                    *share += shift;
+                }
+            }
+            naive(&params, &moved).iter().zip(kept).any(|(a, b)| (*a > 0.0) != (*b > 0.0))
+        })
+    }
+
+    fn params() -> impl Strategy<Value = SamplingParams> {
+        let share = || prop_oneof![Just(1.0_f32), 0.05..1.0_f32];
+        let kind = (prop::sample::select(&Preset::ALL[..]), 0.2..3.0_f32, 0..60_usize);
+        (kind, share(), prop_oneof![Just(0.0_f32), 0.0..0.9_f32], share()).prop_map(
+            |((preset, temperature, top_k), top_p, min_p, typical_p)| SamplingParams {
+                preset,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                typical_p,
+                ..OFF
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn the_chain_equals_its_naive_twin(params in params(), logits in prop::collection::vec(-8.0..8.0_f32, 1..50)) {
+            let twin = naive(&params, &logits);
+            prop_assume!(!on_the_border(&params, &logits, &twin));
+            let mut dense = vec![0.0; logits.len()];
+            for (id, p) in distribution(&params, &logits) {
+                dense[id as usize] = p;
+            }
+            for (fast, slow) in dense.iter().zip(&twin) {
+                prop_assert!((f64::from(*fast) - slow).abs() < 1e-5, "{dense:?} {twin:?}");
+            }
+        }
+
+        #[test]
+        fn every_distribution_has_a_token_and_sums_to_one(
+            params in params(),
+            logits in prop::collection::vec(prop_oneof![-100.0..100.0_f32, -1e38..1e38_f32, Just(0.0)], 1..50),
+            temperature in prop_oneof![Just(1e-30_f32), Just(1e30_f32), 0.01..2.0_f32],
+            uniform in 0.0..1.0_f64,
+        ) {
+            let params = SamplingParams { temperature, ..params };
+            let dist = distribution(&params, &logits);
+            let sum: f64 = dist.iter().map(|(_, p)| f64::from(*p)).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+            let (ids, probs): (Vec<u32>, Vec<f32>) = dist.into_iter().unzip();
+            let dist = Dist { ids: &ids, probs: &probs };
+            prop_assert!(dist.prob(dist.draw(uniform)) > 0.0);
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_greatest_after_bias_and_penalties() {
+        let logits = [1.0, 3.0, 3.0, -1.0];
+        let greedy = SamplingParams { temperature: 0.0, top_p: 0.0, ..OFF };
+        assert_eq!(distribution(&greedy, &logits), [(1, 1.0)]);
+        let ban = SamplingParams { logit_bias: vec![(1, f32::NEG_INFINITY)], ..greedy.clone() };
+        assert_eq!(distribution(&ban, &logits), [(2, 1.0)]);
+        let penalty = SamplingParams { presence_penalty: 2.5, ..ban };
+        let mut sampler = Sampler::new(&penalty, 4, 0, 0).expect("good values");
+        sampler.observe(2);
+        let mut work = Workspace::new(Level::best(), 4);
+        assert_eq!(sampler.sample(&logits, 0, &mut work).expect("finite"), 0);
+    }
+
+    #[test]
+    fn presets_filter_before_and_after_temperature() {
+        // p = 1/2, 1/3, 1/6. Nucleus of 0.7: at T = 1 two tokens, at T = 1/4 (p^4: 0.83, 0.16, 0.01) one.
+        let logits = [3.0_f32.ln(), 2.0_f32.ln(), 1.0_f32.ln()];
+        let openai = SamplingParams { temperature: 0.25, top_p: 0.7, ..OFF };
+        assert_eq!(distribution(&openai, &logits), [(0, 1.0)]);
+        let rwkv = distribution(&SamplingParams { preset: Preset::Rwkv, ..openai }, &logits);
+        assert_eq!(rwkv.len(), 2);
+        assert!((rwkv[0].1 - 81.0 / 97.0).abs() < 1e-6 && (rwkv[1].1 - 16.0 / 97.0).abs() < 1e-6, "{rwkv:?}");
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_an_error() {
+        let mut work = Workspace::new(Level::best(), 3);
+        for temperature in [0.0, 1.0] {
+            let sampler = Sampler::new(&SamplingParams { temperature, ..OFF }, 3, 0, 0).expect("good values");
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).unwrap_err().to_string();
+                assert!(error.contains("token 1") && error.contains(&bad.to_string()), "{error}");
+            }
+            let logit_bias = (0..3).map(|id| (id, f32::NEG_INFINITY)).collect();
+            let all_banned = SamplingParams { temperature, logit_bias, ..OFF };
+            let sampler = Sampler::new(&all_banned, 3, 0, 0).expect("good values");
+            let error = sampler.distribution(&[0.0; 3], &mut work).unwrap_err().to_string();
+            assert!(error.contains("no token to draw"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_draw_beyond_the_sum_takes_the_last_possible_token() {
+        let dist = Dist { ids: &[3, 5, 8, 9], probs: &[0.5, 0.25, 0.2499, 0.0] };
+        assert_eq!(dist.draw(0.0), 3);
+        assert_eq!(dist.draw(0.5), 5);
+        assert_eq!(dist.draw(0.74999), 5);
+        assert_eq!(dist.draw(0.999999), 8);
+        assert_eq!(dist.prob(8), 0.2499);
+        assert_eq!(dist.prob(4), 0.0);
+        assert_eq!(Dist { ids: &[0, 1], probs: &[0.0, 1.0] }.draw(0.0), 1, "nothing of probability 0 is drawn");
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_the_distribution_says() {
+        let logits = [0.3, -1.0, 2.0, 0.0, 1.0, -2.5];
+        for preset in Preset::ALL {
+            let params = SamplingParams { preset, temperature: 1.5, top_k: 5, seed: 11, ..OFF };
+            let sampler = Sampler::new(&params, 6, 3, 0).expect("good values");
+            let mut work = Workspace::new(Level::best(), 6);
+            let mut counts = [0_u32; 6];
+            let draws = 20_000;
+            for position in 0..draws {
+                counts[sampler.sample(&logits, position, &mut work).expect("finite") as usize] += 1;
+            }
+            let expected = distribution(&params, &logits);
+            assert_eq!(counts[5], 0, "filtered");
+            // Chi-square with 4 degrees of freedom: 18.5 is passed once in a thousand.
+            let chi: f64 = expected
+                .iter()
+                .map(|&(id, p)| (f64::from(p) * draws as f64, f64::from(counts[id as usize])))
+                .map(|(expected, seen)| (seen - expected).powi(2) / expected)
+                .sum();
+            assert!(chi < 18.5, "{preset:?} {chi} {counts:?}");
+        }
+    }
+}

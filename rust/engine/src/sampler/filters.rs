@@ -35,8 +35,8 @@ impl Candidates {
             self.list.truncate(k);
             // The order that selection leaves is an accident of its algorithm, and sums depend on the order.
             self.list.sort_unstable_by_key(|c| c.id);
-            self.sum();
         }
+        self.sum();
     }
 
     /// Keeps the most probable ones up to and including the one that brings their share to `share`.
