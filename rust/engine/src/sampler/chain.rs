@@ -337,7 +337,9 @@ mod tests {
         let wide: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
         let temperature = f64::from(params.temperature);
         let (mut p, steps) = match params.preset {
-            Preset::OpenAi => (softmax(&wide.iter().map(|l| l / temperature).collect::<Vec<_>>()), ["k", "p", "m", "t", ""]),
+            Preset::OpenAi => {
+                (softmax(&wide.iter().map(|l| l / temperature).collect::<Vec<_>>()), ["k", "p", "m", "t", ""])
+            }
             Preset::Rwkv => (softmax(&wide), ["p", "k", "m", "t", "temperature"]),
         };
         for step in steps {
@@ -371,7 +373,8 @@ mod tests {
     /// Whether a change of logits and shares near f32's precision changes what is kept: then either answer is right.
     fn on_the_border(params: &SamplingParams, logits: &[f32], kept: &[f64]) -> bool {
         [-1e-5_f32, 1e-5].into_iter().any(|shift| {
-            let moved: Vec<f32> = logits.iter().zip([1.0, -1.0, 0.5].iter().cycle()).map(|(l, d)| l + d * shift).collect();
+            let moved: Vec<f32> =
+                logits.iter().zip([1.0, -1.0, 0.5].iter().cycle()).map(|(l, d)| l + d * shift).collect();
             let mut params = params.clone();
             for share in [&mut params.top_p, &mut params.min_p, &mut params.typical_p] {
                 if (0.01..0.99).contains(share) {
