@@ -187,7 +187,7 @@ fn lookup<'p, 'a>(pickle: &'p Pickle<'a>, dict: &Value<'a>, key: &str) -> Option
         .map(|(_, v)| pickle.get(*v))
 }
 
-/// The named tensors of the object: of itself if it is a dict of tensors, else of the dict under one of the usual keys.
+/// The named tensors of the object: of the dict under one of the usual keys if there is one, else of itself.
 fn state_dict<'p, 'a>(pickle: &'p Pickle<'a>) -> Refused<Vec<(&'a str, &'p Tensor<'a>)>> {
     let mut dict = pickle.root();
     for _ in 0..MAX_DEPTH {
@@ -197,21 +197,15 @@ fn state_dict<'p, 'a>(pickle: &'p Pickle<'a>) -> Refused<Vec<(&'a str, &'p Tenso
                     .into(),
             );
         };
-        if pairs
+        let is_dict = |value: &&Value<'_>| matches!(value, Value::Dict(_));
+        match NESTED
             .iter()
-            .any(|&(_, value)| matches!(pickle.get(value), Value::Tensor(_)))
+            .find_map(|key| lookup(pickle, dict, key).filter(is_dict))
         {
-            return tensors_of(pickle, pairs);
+            Some(inner) => dict = inner,
+            None if pairs.is_empty() => return Err("found no tensors in the file".into()),
+            None => return tensors_of(pickle, pairs),
         }
-        let inner = NESTED
-            .iter()
-            .find_map(|key| lookup(pickle, dict, key).filter(|v| matches!(v, Value::Dict(_))));
-        dict = inner.ok_or_else(|| {
-            format!(
-                "found no tensors in the file, nor a dict of them under {}",
-                NESTED.join(", ")
-            )
-        })?;
     }
     Err("the tensors lie too deep in nested dicts".into())
 }

@@ -66,6 +66,8 @@ pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
+    /// How protocol 2 writes `bytes`.
+    Encode,
     Storage(Dtype),
 }
 
@@ -75,6 +77,7 @@ impl Global {
             ("collections", "OrderedDict") => Global::OrderedDict,
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Global::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
+            ("_codecs", "encode") => Global::Encode,
             ("torch", "FloatStorage") => Global::Storage(Dtype::F32),
             ("torch", "HalfStorage") => Global::Storage(Dtype::F16),
             ("torch", "BFloat16Storage") => Global::Storage(Dtype::Bf16),
@@ -556,6 +559,7 @@ impl<'a> Machine<'a> {
                     _ => return Err("a parameter is made of something that is not a tensor".into()),
                 }
             }
+            Value::Global(Global::Encode) => Value::Bytes,
             ref other => return Err(format!("the pickle calls {}; nothing is run", other.kind())),
         };
         if let Value::Dict(pairs) = &value {
