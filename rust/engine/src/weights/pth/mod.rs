@@ -3,6 +3,7 @@
 //! Both hold a pickle that describes tensors, and the numbers themselves as plain bytes, which stay where they are in the mapped file.
 //! Only tensors that are not contiguous are copied, in order.
 
+mod machine;
 mod pickle;
 mod zip;
 
