@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use spikelet::weights::{Dtype, SafetensorsFile, TensorView};
+use spikelet::config::ModelType;
+use spikelet::weights::{Checkpoint, Dtype, SafetensorsFile, TensorView};
 
 /// A folder of the repository's `tests`.
 pub fn tests_folder() -> PathBuf {
@@ -270,5 +271,26 @@ pub fn run_limited(
         Ok(text)
     } else {
         Err(text)
+    }
+}
+
+/// The message with which a `.pth` file of these bytes is refused.
+pub fn refused_pth(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m.pth");
+    std::fs::write(&path, bytes).expect("written");
+    let error = Checkpoint::open_with(&path, Some(ModelType::Rwkv4)).expect_err("must be refused");
+    error
+        .to_string()
+        .replace(&folder.path().display().to_string(), "")
+}
+
+/// A vector.
+pub fn tensor(name: &str, values: &[f32]) -> Owned {
+    Owned {
+        name: name.into(),
+        dtype: Dtype::F32,
+        shape: vec![values.len()],
+        bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }

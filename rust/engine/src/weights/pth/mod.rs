@@ -20,6 +20,8 @@ use pickle::{Id, Pickle, Refused, Storage, Tensor, Value};
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 /// Second value.
 const PROTOCOL: i64 = 1001;
+/// Longest name of a tensor: one long string could name many.
+const MAX_NAME: usize = 512;
 /// How deep a state dict may be nested (`{"model": {"state_dict": …}}`).
 const MAX_DEPTH: usize = 4;
 /// Keys under which training programs keep the tensors, in order of preference.
@@ -121,7 +123,12 @@ fn read_legacy(bytes: &[u8]) -> Refused<(Pickle<'_>, Places<'_>)> {
     }
     match next()?.root() {
         Value::Int(PROTOCOL) => {}
-        other => return Err(format!("found layout version {other:?}, needed {PROTOCOL}")),
+        other => {
+            return Err(format!(
+                "its layout version is {}, needed {PROTOCOL}",
+                other.kind()
+            ));
+        }
     }
     let machine = next()?;
     if lookup(&machine, machine.root(), "little_endian") != Some(&Value::Bool(true)) {
@@ -220,6 +227,12 @@ fn tensors_of<'p, 'a>(
         let &Value::Str(name) = pickle.get(key) else {
             return Err("found a tensor whose name is not a string".into());
         };
+        if name.len() > MAX_NAME {
+            return Err(format!(
+                "found a tensor whose name has {} bytes, at most {MAX_NAME} are read",
+                name.len()
+            ));
+        }
         match pickle.get(value) {
             Value::Tensor(tensor) => tensors.push((name, tensor)),
             // Notes of a training program beside the tensors: step counts, learning rates.
