@@ -87,6 +87,10 @@ fn truncated_files() {
     );
     assert!(safetensors_refused(b"").contains("the file is empty"));
     assert!(
+        safetensors_refused(b"GGUF\x03\0\0\0")
+            .contains("it is a GGUF file; needed safetensors or .pth")
+    );
+    assert!(
         safetensors_refused(&[&whole[..], b"x"].concat())
             .contains("1 bytes at the end belong to no tensor")
     );
@@ -347,7 +351,7 @@ fn configurations_that_contradict_the_tensors() {
         ),
         (
             r#"{"model_type": "rwkv6"}"#,
-            "model_type `rwkv6` is not supported: not supported yet by this version",
+            "model_type `rwkv6` is not supported: not yet by this version",
         ),
         (
             r#"{}"#,
@@ -397,7 +401,7 @@ fn architectures_that_this_version_does_not_run() {
             "{message}"
         );
         assert!(
-            message.contains("not supported yet by this version"),
+            message.contains("is not supported: not yet by this version"),
             "{message}"
         );
     }

@@ -375,3 +375,10 @@ fn facts_of_a_model() {
     assert!(facts.memory[1].1 < facts.memory[0].1 * 6 / 10);
     assert_eq!(facts.memory[1].1, facts.memory[2].1);
 }
+
+#[test]
+fn a_checkpoint_is_shared_by_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Checkpoint>();
+    shared::<SafetensorsFile>();
+}

@@ -59,7 +59,7 @@ pub(super) fn complete(
         } => {
             return Err(Error::Unsupported {
                 what: format!("{}: {architecture} (it holds `{evidence}`)", path.display()),
-                reason: "not supported yet by this version, which runs spikegpt and rwkv4".into(),
+                reason: "not yet by this version, which runs spikegpt and rwkv4".into(),
             });
         }
         Family::Unknown => {
@@ -75,6 +75,13 @@ pub(super) fn complete(
         }
     };
     let model_type = decide_type(path, partial, model_type)?;
+    if model_type == ModelType::Rwkv4
+        && (partial.variant.is_some() || partial.spike_embedding.is_some())
+    {
+        let reason =
+            "its keys `variant` and `spike_embedding` belong to spikegpt models, not to rwkv4";
+        return Err(Error::config(path, reason));
+    }
     let variant = decide_variant(path, partial, model_type, ffn_pre)?;
     let emb = matrix(path, tensors, "emb.weight")?;
     let vocab_size = agree(

@@ -402,7 +402,10 @@ fn read_file(file: &MappedFile, number: usize) -> Result<Vec<Stored>> {
     let pth = ["pth", "pt", "bin"]
         .iter()
         .any(|e| path.extension().is_some_and(|found| found == *e));
-    if pth || pth::is_pth(file) {
+    if file.starts_with(b"GGUF") {
+        let reason = "it is a GGUF file; needed safetensors or .pth";
+        Err(Error::format(path, reason))
+    } else if pth || pth::is_pth(file) {
         pth::read(path, file, number)
     } else {
         Ok(safetensors::read(path, file, number)?.0)

@@ -190,3 +190,77 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An archive whose one member has its numbers in the wide fields, as archives above 4 GiB do.
+    fn wide(size: u64, local: u64, directory: u64) -> Vec<u8> {
+        let mut file = b"PK\x03\x04".to_vec();
+        file.extend([0; 22]);
+        file.extend([1, 0, 0, 0]);
+        file.extend(b"aDATA");
+        let start = file.len();
+        file.extend(MEMBER);
+        file.extend([0; 16]);
+        file.extend([0xff; 8]);
+        // Lengths of name, extra and comment; disk and attributes; place.
+        file.extend([1, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        file.extend([0xff; 4]);
+        file.push(b'a');
+        // A field to pass over, then the wide numbers.
+        file.extend([9, 9, 0, 0, 1, 0, 24, 0]);
+        for number in [size, size, local] {
+            file.extend(number.to_le_bytes());
+        }
+        let (end, length) = (file.len() as u64, (file.len() - start) as u64);
+        file.extend(END64);
+        file.extend([0; 36]);
+        file.extend(length.to_le_bytes());
+        file.extend(directory.to_le_bytes());
+        file.extend(LOCATOR64);
+        file.extend([0; 4]);
+        file.extend(end.to_le_bytes());
+        file.extend([0; 4]);
+        file.extend(END);
+        file.extend([0, 0, 0, 0]);
+        file.extend([0xff; 12]);
+        file.extend([0, 0]);
+        file
+    }
+
+    #[test]
+    fn wide_numbers_are_read_and_checked() {
+        let file = wide(4, 0, 35);
+        let members = members(&file).expect("a sound archive");
+        assert_eq!(file[members["a"].clone()], *b"DATA");
+        let refused = |size, local, directory| {
+            super::members(&wide(size, local, directory)).expect_err("must be refused")
+        };
+        for (size, local) in [
+            (5, 0),
+            (u64::MAX, 0),
+            (4, 1),
+            (4, u64::MAX),
+            (u64::MAX - 35, 0),
+        ] {
+            assert_eq!(
+                refused(size, local, 35),
+                "its member `a` lies outside the file"
+            );
+        }
+        assert_eq!(
+            refused(4, 0, u64::MAX),
+            "the archive's directory lies outside the file"
+        );
+        assert_eq!(refused(4, 0, 34), "the archive's directory is broken");
+        let mut file = wide(4, 0, 35);
+        let locator = file.len() - END_LENGTH - LOCATOR64_LENGTH;
+        file[locator + 8] = 0xff;
+        assert_eq!(
+            super::members(&file).expect_err("must be refused"),
+            "the archive's second end record is not where it should be"
+        );
+    }
+}
