@@ -180,6 +180,39 @@ fn hugging_face_rwkv4_folder_reads_as_the_authors() {
 }
 
 #[test]
+fn pytorch_bin_folders_read_too() {
+    let authors = golden("rwkv4-tiny").join("model.safetensors");
+    let all = tensors(&authors);
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).expect("written")
+    };
+    write("config.json", br#"{"model_type": "rwkv"}"#);
+    write("pytorch_model.bin", &legacy_pth_of(&all));
+    assert_same(
+        &Checkpoint::open(folder.path()).expect("one file"),
+        &authors,
+    );
+    std::fs::remove_file(folder.path().join("pytorch_model.bin")).expect("removed");
+    let (first, second) = all.split_at(30);
+    let mut map = BTreeMap::new();
+    for (shard, name) in [
+        (first, "pytorch_model-1-of-2.bin"),
+        (second, "pytorch_model-2-of-2.bin"),
+    ] {
+        write(name, &zip_pth_of(shard));
+        map.extend(shard.iter().map(|t| (&t.name, name)));
+    }
+    write(
+        "pytorch_model.bin.index.json",
+        serde_json::json!({ "weight_map": map })
+            .to_string()
+            .as_bytes(),
+    );
+    assert_same(&Checkpoint::open(folder.path()).expect("shards"), &authors);
+}
+
+#[test]
 fn a_tied_head_is_the_embedding() {
     let mut all = tensors(&golden("rwkv4-tiny").join("model.safetensors"));
     all.retain(|t| t.name != "head.weight");

@@ -302,16 +302,14 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
 }
 
 fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
-    // A file with one tensor `blocks.4000000.x` must not make us list four million blocks.
-    if config.num_hidden_layers > tensors.len() {
-        let blocks = config.num_hidden_layers;
-        return Err(Error::format(
-            path,
-            format!(
-                "found {} tensors, too few for {blocks} blocks",
-                tensors.len()
-            ),
-        ));
+    // A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
+    let blocks = config.num_hidden_layers;
+    if blocks.saturating_mul(9) > tensors.len() {
+        let reason = format!(
+            "found {} tensors, too few for {blocks} blocks",
+            tensors.len()
+        );
+        return Err(Error::format(path, reason));
     }
     let expected = expected(config);
     for (name, shape) in &expected {

@@ -1,8 +1,12 @@
 //! Models on disk: files to named tensors, and back.
 //!
-//! [`Checkpoint`] opens a model folder, a safetensors file or a `.pth` file of the original authors. Files are mapped, never copied, and
-//! must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every size and offset is checked before it is used,
-//! and pickles can build nothing but tensors.
+//! [`Checkpoint::open`] takes
+//! - a model folder: `config.json` with `model.safetensors`, or shards with `model.safetensors.index.json`;
+//! - a Hugging Face folder of RWKV-4, with its names and keys, also as `pytorch_model.bin`;
+//! - one safetensors file, or one `.pth` file of the original authors, in PyTorch's zip layout or the one before it.
+//!
+//! Files are mapped, never copied, and must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every
+//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert`] turns all of them into a model folder.
 
 mod convert;
 mod inspect;

@@ -1,6 +1,7 @@
 //! Writing files so that a full disk or an interruption leaves what was there before.
 //!
 //! A new file grows under a temporary name in the same folder, is flushed to the disk, and then takes its real name in one step.
+//! Only a process that is killed leaves the temporary file (`.spikelet-….part`), which nothing reads.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
