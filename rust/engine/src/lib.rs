@@ -1,9 +1,15 @@
 //! spikelet: text generation with SpikeGPT and RWKV models.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod config;
+pub mod decode;
 pub mod error;
 pub mod generation_config;
+pub mod model;
+pub mod sampler;
+pub mod state;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,11 +1,11 @@
 //! A conversion that is cancelled, killed or out of disk leaves the model that was there before.
 
-mod common;
+mod files;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::golden;
+use files::golden;
 use spikelet::config::ModelType;
 use spikelet::weights::{Checkpoint, Dtype, convert};
 
@@ -15,16 +15,8 @@ fn quietly(_: u64, _: u64) -> ControlFlow<()> {
 
 /// The names in a folder, hidden ones too.
 fn names_in(folder: &Path) -> Vec<String> {
-    let name = |e: std::io::Result<std::fs::DirEntry>| {
-        e.expect("an entry")
-            .file_name()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .expect("a folder")
-        .map(name)
-        .collect();
+    let name = |e: std::io::Result<std::fs::DirEntry>| e.expect("an entry").file_name().to_string_lossy().into_owned();
+    let mut names: Vec<String> = std::fs::read_dir(folder).expect("a folder").map(name).collect();
     names.sort();
     names
 }
@@ -40,17 +32,8 @@ fn occupied() -> (tempfile::TempDir, Vec<u8>) {
 
 fn assert_untouched(folder: &Path, bytes: &[u8]) {
     assert_eq!(names_in(folder), ["config.json", "model.safetensors"]);
-    assert!(
-        std::fs::read(folder.join("model.safetensors")).expect("there") == bytes,
-        "the old file has changed"
-    );
-    assert_eq!(
-        Checkpoint::open(folder)
-            .expect("still a model")
-            .config()
-            .model_type,
-        ModelType::SpikeGpt
-    );
+    assert!(std::fs::read(folder.join("model.safetensors")).expect("there") == bytes, "the old file has changed");
+    assert_eq!(Checkpoint::open(folder).expect("still a model").config().model_type, ModelType::SpikeGpt);
 }
 
 #[test]
@@ -61,15 +44,9 @@ fn an_interrupted_conversion_leaves_the_old_model() {
         let mut calls = 0;
         let mut stop = |_: u64, _: u64| {
             calls += 1;
-            if calls > stop_at {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            if calls > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let message = convert(&new, folder.path(), Some(Dtype::Bf16), &mut stop)
-            .expect_err("stopped")
-            .to_string();
+        let message = convert(&new, folder.path(), Some(Dtype::Bf16), &mut stop).expect_err("stopped").to_string();
         assert_eq!(message, "cancelled");
         assert_untouched(folder.path(), &bytes);
     }
@@ -97,16 +74,9 @@ fn child_converts_without_room() {
 fn a_full_disk_leaves_the_old_model() {
     let (folder, bytes) = occupied();
     // The new file must not grow beyond a few dozen kilobytes of the megabyte it needs.
-    let output = common::run_limited(
-        "-f 64",
-        "child_converts_without_room",
-        &[(FOLDER, folder.path())],
-    )
-    .expect("the child passes");
-    let expected = format!(
-        "refused: {}: File too large",
-        folder.path().join("model.safetensors").display()
-    );
+    let output = files::run_limited("-f 64", "child_converts_without_room", &[(FOLDER, folder.path())])
+        .expect("the child passes");
+    let expected = format!("refused: {}: File too large", folder.path().join("model.safetensors").display());
     assert!(output.contains(&expected), "{output}");
     assert_untouched(folder.path(), &bytes);
 }
@@ -119,11 +89,7 @@ fn child_dies_while_converting() {
     };
     let new = Checkpoint::open(&golden("rwkv4-tiny")).expect("golden");
     let mut die = |done, _| {
-        if done > 500_000 {
-            std::process::exit(3)
-        } else {
-            ControlFlow::Continue(())
-        }
+        if done > 500_000 { std::process::exit(3) } else { ControlFlow::Continue(()) }
     };
     let _ = convert(&new, Path::new(&folder), None, &mut die);
 }
@@ -132,23 +98,10 @@ fn child_dies_while_converting() {
 #[cfg(unix)]
 fn a_killed_conversion_leaves_the_old_model() {
     let (folder, bytes) = occupied();
-    common::run_limited(
-        "-f unlimited",
-        "child_dies_while_converting",
-        &[(FOLDER, folder.path())],
-    )
-    .expect_err("the child dies");
+    files::run_limited("-f unlimited", "child_dies_while_converting", &[(FOLDER, folder.path())])
+        .expect_err("the child dies");
     let names = names_in(folder.path());
-    assert!(
-        names.iter().any(|n| n.ends_with(".part")),
-        "it died too early or too late: {names:?}"
-    );
+    assert!(names.iter().any(|n| n.ends_with(".part")), "it died too early or too late: {names:?}");
     assert!(std::fs::read(folder.path().join("model.safetensors")).expect("there") == bytes);
-    assert_eq!(
-        Checkpoint::open(folder.path())
-            .expect("still a model")
-            .config()
-            .model_type,
-        ModelType::SpikeGpt
-    );
+    assert_eq!(Checkpoint::open(folder.path()).expect("still a model").config().model_type, ModelType::SpikeGpt);
 }

@@ -2,11 +2,11 @@
 //!
 //! Sound files are cut, spliced, overwritten and bit-flipped, as a fuzzer would do it, and read to the last value. `PROPTEST_CASES=100000` looks longer.
 
-mod common;
+mod files;
 
 use std::path::Path;
 
-use common::{golden, legacy_start, sample, tests_folder};
+use files::{golden, legacy_start, sample, tests_folder};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use spikelet::config::ModelType;
@@ -48,9 +48,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn apply(file: &mut Vec<u8>, change: &Change, seeds: &[Vec<u8>]) {
-    let place = |file: &[u8], share: f64| {
-        ((file.len() as f64 * share) as usize).min(file.len().saturating_sub(1))
-    };
+    let place = |file: &[u8], share: f64| ((file.len() as f64 * share) as usize).min(file.len().saturating_sub(1));
     if file.is_empty() {
         return;
     }
@@ -112,21 +110,12 @@ fn read_everything(path: &Path) {
 /// Changes the seeds at random; `write` puts the bytes where they belong and gives the path to open.
 fn mutate(cases: u32, seeds: &[Vec<u8>], write: impl Fn(&Path, &[u8]) -> std::path::PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(cases);
-    let mut runner = TestRunner::new(Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    });
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(cases);
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let plan = (0..seeds.len(), prop::collection::vec(change(), 1..6));
     let result = runner.run(&plan, |(seed, changes)| {
         let mut file = seeds[seed].clone();
-        changes
-            .iter()
-            .for_each(|change| apply(&mut file, change, seeds));
+        changes.iter().for_each(|change| apply(&mut file, change, seeds));
         let path = write(folder.path(), &file);
         let read = std::panic::catch_unwind(|| read_everything(&path));
         prop_assert!(read.is_ok(), "a panic");
@@ -150,10 +139,9 @@ fn one_file(name: &'static str) -> impl Fn(&Path, &[u8]) -> std::path::PathBuf {
 #[test]
 #[ignore = "run in a child process with little memory by the test below"]
 fn child_safetensors() {
-    let mut seeds: Vec<_> = ["f32", "f16", "bf16"]
-        .map(|d| read(&sample(&format!("expected_{d}.safetensors"))))
-        .to_vec();
-    seeds.push(common::raw_safetensors(
+    let mut seeds: Vec<_> =
+        ["f32", "f16", "bf16"].map(|d| read(&sample(&format!("expected_{d}.safetensors")))).to_vec();
+    seeds.push(files::raw_safetensors(
         r#"{"a":{"dtype":"I64","shape":[1,0],"data_offsets":[0,0]},"__metadata__":{"k":"v"}}"#,
         b"",
     ));
@@ -163,14 +151,7 @@ fn child_safetensors() {
 #[test]
 #[ignore = "run in a child process with little memory by the test below"]
 fn child_pth() {
-    let names = [
-        "zip_f32",
-        "zip_bf16",
-        "zip_nested",
-        "legacy_f32",
-        "legacy_f16",
-        "legacy_nested",
-    ];
+    let names = ["zip_f32", "zip_bf16", "zip_nested", "legacy_f32", "legacy_f16", "legacy_nested"];
     let mut seeds: Vec<_> = names.map(|n| read(&sample(&format!("{n}.pth")))).to_vec();
     seeds.push(legacy_start());
     mutate(2000, &seeds, one_file("m.pth"));
@@ -180,22 +161,19 @@ fn child_pth() {
 #[test]
 #[ignore = "run in a child process with little memory by the test below"]
 fn child_pickles() {
-    let tensors = common::tensors(&sample("expected_f32.safetensors"));
+    let tensors = files::tensors(&sample("expected_f32.safetensors"));
     let seeds = vec![
-        common::Pickler::new().dict_of_tensors(&tensors[..3], false).stop(),
-        common::Pickler::new().op(b"}").str("state_dict").dict_of_tensors(&tensors[..1], false).op(b"s").stop(),
-        b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94(\x8c\x01a\x94K\x01\x8c\x01b\x94]\x94(K\x02G\0\0\0\0\0\0\0\0\x88Neu.".to_vec(),
+        files::Pickler::new().dict_of_tensors(&tensors[..3], false).stop(),
+        files::Pickler::new().op(b"}").str("state_dict").dict_of_tensors(&tensors[..1], false).op(b"s").stop(),
+        b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94(\x8c\x01a\x94K\x01\x8c\x01b\x94]\x94(K\x02G\0\0\0\0\0\0\0\0\x88Neu."
+            .to_vec(),
     ];
     mutate(2000, &seeds, |folder, bytes| {
-        let storages: Vec<(String, &[u8])> = (0..3)
-            .map(|i| (format!("a/data/{i}"), tensors[i].bytes.as_slice()))
-            .collect();
-        let mut members: Vec<(&str, &[u8])> = storages
-            .iter()
-            .map(|(name, bytes)| (name.as_str(), *bytes))
-            .collect();
+        let storages: Vec<(String, &[u8])> =
+            (0..3).map(|i| (format!("a/data/{i}"), tensors[i].bytes.as_slice())).collect();
+        let mut members: Vec<(&str, &[u8])> = storages.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
         members.push(("a/data.pkl", bytes));
-        one_file("m.pth")(folder, &common::zip(&members))
+        one_file("m.pth")(folder, &files::zip(&members))
     });
 }
 
@@ -218,52 +196,26 @@ fn beside(
 #[ignore = "run in a child process with little memory by the test below"]
 fn child_texts() {
     let goldens = std::fs::read_dir(tests_folder().join("golden")).expect("a folder");
-    let mut configs: Vec<_> = goldens
-        .map(|e| read(&e.expect("an entry").path().join("config.json")))
-        .collect();
+    let mut configs: Vec<_> = goldens.map(|e| read(&e.expect("an entry").path().join("config.json"))).collect();
     configs.push(br#"{"model_type":"rwkv","vocab_size":8,"hidden_size":4,"num_hidden_layers":1,"intermediate_size":16,"attention_hidden_size":null,"eos_token_id":[0],"rescale_every":6,"layer_norm_epsilon":1e-5,"tie_word_embeddings":true,"tokenizer_class":"bytes"}"#.to_vec());
-    mutate(
-        3000,
-        &configs,
-        beside(
-            "expected_f32.safetensors",
-            "model.safetensors",
-            "config.json",
-        ),
-    );
-    let generation = br#"{"temperature":0.8,"top_k":40,"top_p":0.9,"stop":["a","b"],"eos_token_id":[0,1],"chat_template":"{{x}}"}"#;
+    mutate(3000, &configs, beside("expected_f32.safetensors", "model.safetensors", "config.json"));
+    let generation =
+        br#"{"temperature":0.8,"top_k":40,"top_p":0.9,"stop":["a","b"],"eos_token_id":[0,1],"chat_template":"{{x}}"}"#;
     mutate(
         2000,
         &[generation.to_vec()],
-        beside(
-            "expected_f32.safetensors",
-            "model.safetensors",
-            "generation_config.json",
-        ),
+        beside("expected_f32.safetensors", "model.safetensors", "generation_config.json"),
     );
-    let names = common::tensors(&sample("expected_f32.safetensors"));
-    let map: std::collections::BTreeMap<_, _> = names
-        .iter()
-        .map(|t| (t.name.as_str(), "s.safetensors"))
-        .collect();
-    let index = serde_json::json!({ "metadata": {}, "weight_map": map })
-        .to_string()
-        .into_bytes();
-    mutate(
-        2000,
-        &[index],
-        beside(
-            "expected_f32.safetensors",
-            "s.safetensors",
-            "model.safetensors.index.json",
-        ),
-    );
+    let names = files::tensors(&sample("expected_f32.safetensors"));
+    let map: std::collections::BTreeMap<_, _> = names.iter().map(|t| (t.name.as_str(), "s.safetensors")).collect();
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string().into_bytes();
+    mutate(2000, &[index], beside("expected_f32.safetensors", "s.safetensors", "model.safetensors.index.json"));
 }
 
 /// 512 MiB of address space for a child that reads files of a few kilobytes.
 fn in_little_memory(child: &str) {
     #[cfg(unix)]
-    common::run_limited("-v 524288", child, &[]).unwrap_or_else(|output| panic!("{output}"));
+    files::run_limited("-v 524288", child, &[]).unwrap_or_else(|output| panic!("{output}"));
     let _ = child;
 }
 

@@ -1,296 +1,161 @@
-//! Builders of model files for tests: pickles, zip archives, `.pth` files, safetensors files.
-#![allow(dead_code)] // Every test program uses another part of this.
+//! What the tests of promises share: golden folders and random models.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use spikelet::config::ModelType;
-use spikelet::weights::{Checkpoint, Dtype, SafetensorsFile, TensorView};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use spikelet::backend::{LogitsWanted, PassRow, Runner};
+use spikelet::model::{LoadOptions, Model};
 
-/// A folder of the repository's `tests`.
-pub fn tests_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
-}
-
-/// A model with known answers.
+/// A golden folder of this repository.
 pub fn golden(name: &str) -> PathBuf {
-    tests_folder().join("golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-/// A `.pth` file that PyTorch wrote, or what it must read as.
-pub fn sample(name: &str) -> PathBuf {
-    tests_folder().join("data/pth").join(name)
-}
+/// Tensors of a safetensors file, widened to f32 or i64.
+pub struct Tensors(Vec<u8>);
 
-/// A tensor that owns its bytes.
-#[derive(Clone, Debug)]
-pub struct Owned {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
-}
+impl Tensors {
+    pub fn read(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
 
-impl Owned {
-    pub fn view(&self) -> TensorView<'_> {
-        TensorView {
-            name: &self.name,
-            dtype: self.dtype,
-            shape: &self.shape,
-            bytes: &self.bytes,
-        }
+    fn raw(&self, name: &str) -> (Dtype, Vec<u8>) {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        (view.dtype(), view.data().to_vec())
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        let (dtype, data) = self.raw(name);
+        assert_eq!(dtype, Dtype::F32, "{name}");
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn u8(&self, name: &str) -> Vec<u8> {
+        let (dtype, data) = self.raw(name);
+        assert_eq!(dtype, Dtype::U8, "{name}");
+        data
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let (dtype, data) = self.raw(name);
+        assert_eq!(dtype, Dtype::I64, "{name}");
+        data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
     }
 }
 
-/// All tensors of a safetensors file.
-pub fn tensors(path: &Path) -> Vec<Owned> {
-    let file = SafetensorsFile::open(path).expect("a readable file");
-    let owned = |name: &str| {
-        let view = file.get(name).expect("a listed tensor");
-        Owned {
-            name: name.into(),
-            dtype: view.dtype,
-            shape: view.shape.to_vec(),
-            bytes: view.bytes.to_vec(),
-        }
+/// A small, documented generator (splitmix64), so that random models are the same everywhere.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn signed(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next_u64() % n as u64) as usize
+    }
+}
+
+/// Shape of a random model. Sizes are odd on purpose: no multiple of a block, a panel or a vector.
+pub const VOCAB: usize = 131;
+pub const HIDDEN: usize = 88;
+pub const WIDE: usize = 200;
+pub const LAYERS: usize = 2;
+
+/// Writes a random model whose neurons fire now and then. `model_type` and the rest of the config come from `extra`.
+pub fn random_model(folder: &Path, seed: u64, extra: &str) {
+    let mut random = Random(seed);
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
+        let len = shape.iter().product();
+        let data = (0..len).map(|_| offset + scale * random.signed()).collect();
+        tensors.insert(name, (shape.to_vec(), data));
     };
-    file.names().map(owned).collect()
-}
-
-/// A safetensors file of any header and data.
-pub fn raw_safetensors(header: &str, data: &[u8]) -> Vec<u8> {
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    file.extend_from_slice(data);
-    file
-}
-
-/// Writes pickles operation by operation.
-#[derive(Clone, Default)]
-pub struct Pickler(pub Vec<u8>);
-
-impl Pickler {
-    pub fn new() -> Pickler {
-        Pickler(vec![0x80, 2])
-    }
-
-    pub fn op(mut self, bytes: &[u8]) -> Pickler {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    pub fn str(self, text: &str) -> Pickler {
-        self.op(b"X")
-            .op(&(text.len() as u32).to_le_bytes())
-            .op(text.as_bytes())
-    }
-
-    pub fn int(self, value: usize) -> Pickler {
-        self.op(&[0x8a, 8]).op(&(value as u64).to_le_bytes())
-    }
-
-    pub fn global(self, module: &str, name: &str) -> Pickler {
-        self.op(format!("c{module}\n{name}\n").as_bytes())
-    }
-
-    pub fn ints(self, values: &[usize]) -> Pickler {
-        values.iter().fold(self.op(b"("), |p, &v| p.int(v)).op(b"t")
-    }
-
-    /// A storage, as a persistent id.
-    pub fn storage(self, key: &str, class: &str, numel: usize, legacy: bool) -> Pickler {
-        let p = self
-            .op(b"(")
-            .str("storage")
-            .global("torch", class)
-            .str(key)
-            .str("cpu")
-            .int(numel);
-        if legacy {
-            p.op(b"N").op(b"tQ")
-        } else {
-            p.op(b"tQ")
+    add("emb.weight".into(), &[VOCAB, HIDDEN], 1.0, 0.0);
+    add("head.weight".into(), &[VOCAB, HIDDEN], 0.3, 0.0);
+    let mut norms = vec!["blocks.0.ln0".to_string(), "ln_out".to_string()];
+    for i in 0..LAYERS {
+        norms.extend([format!("blocks.{i}.ln1"), format!("blocks.{i}.ln2")]);
+        let ffn_pre = extra.contains("rwkv-ffnpre") && i == 0;
+        for part in if ffn_pre { ["ffnPre", "ffn"] } else { ["att", "ffn"] } {
+            let prefix = format!("blocks.{i}.{part}");
+            add(format!("{prefix}.time_mix_k"), &[1, 1, HIDDEN], 0.5, 0.5);
+            add(format!("{prefix}.time_mix_r"), &[1, 1, HIDDEN], 0.5, 0.5);
+            add(format!("{prefix}.receptance.weight"), &[HIDDEN, HIDDEN], 0.3, 0.0);
+            if part == "att" {
+                add(format!("{prefix}.time_mix_v"), &[1, 1, HIDDEN], 0.5, 0.5);
+                add(format!("{prefix}.time_decay"), &[HIDDEN], 3.0, -1.0);
+                add(format!("{prefix}.time_first"), &[HIDDEN], 1.0, 0.0);
+                for matrix in ["key", "value"] {
+                    add(format!("{prefix}.{matrix}.weight"), &[HIDDEN, HIDDEN], 0.3, 0.0);
+                }
+                add(format!("{prefix}.output.weight"), &[HIDDEN, HIDDEN], 1.0, 0.0);
+            } else {
+                add(format!("{prefix}.key.weight"), &[WIDE, HIDDEN], 0.2, 0.0);
+                add(format!("{prefix}.value.weight"), &[HIDDEN, WIDE], 0.2, 0.0);
+            }
         }
     }
-
-    /// A tensor over the whole of its storage.
-    pub fn tensor(self, key: &str, tensor: &Owned, legacy: bool) -> Pickler {
-        let numel = tensor.bytes.len() / tensor.dtype.size();
-        let mut strides = vec![1; tensor.shape.len()];
-        for d in (1..tensor.shape.len()).rev() {
-            strides[d - 1] = strides[d] * tensor.shape[d];
-        }
-        self.global("torch._utils", "_rebuild_tensor_v2")
-            .op(b"(")
-            .storage(key, class_of(tensor.dtype), numel, legacy)
-            .int(0)
-            .ints(&tensor.shape)
-            .ints(&strides)
-            .op(b"\x89")
-            .global("collections", "OrderedDict")
-            .op(b")RtR")
+    for norm in norms {
+        add(format!("{norm}.weight"), &[HIDDEN], 0.3, 1.0);
+        add(format!("{norm}.bias"), &[HIDDEN], 0.2, 0.0);
     }
-
-    pub fn dict_of_tensors(self, tensors: &[Owned], legacy: bool) -> Pickler {
-        let p = self.global("collections", "OrderedDict").op(b")R(");
-        let add =
-            |p: Pickler, (i, t): (usize, &Owned)| p.str(&t.name).tensor(&i.to_string(), t, legacy);
-        tensors.iter().enumerate().fold(p, add).op(b"u")
-    }
-
-    pub fn stop(mut self) -> Vec<u8> {
-        self.0.push(b'.');
-        self.0
-    }
-}
-
-fn class_of(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "FloatStorage",
-        Dtype::F16 => "HalfStorage",
-        Dtype::Bf16 => "BFloat16Storage",
-        _ => "LongStorage",
-    }
-}
-
-/// A zip archive of stored members.
-pub fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, bytes) in members {
-        let place = file.len() as u32;
-        // Version, flags, method, time and date, checksum (not read), both sizes, lengths of name and extra.
-        let mut common = vec![0; 2 + 2 + 2 + 4 + 4];
-        common.extend((bytes.len() as u32).to_le_bytes());
-        common.extend((bytes.len() as u32).to_le_bytes());
-        common.extend((name.len() as u16).to_le_bytes());
-        common.extend([0, 0]);
-        file.extend(b"PK\x03\x04");
-        file.extend(&common);
-        file.extend(name.as_bytes());
-        file.extend(*bytes);
-        directory.extend(b"PK\x01\x02\0\0");
-        directory.extend(&common);
-        directory.extend([0; 2 + 2 + 2 + 4]);
-        directory.extend(place.to_le_bytes());
-        directory.extend(name.as_bytes());
-    }
-    let start = file.len() as u32;
-    file.extend(&directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(
-        [members.len() as u16; 2]
-            .iter()
-            .flat_map(|n| n.to_le_bytes()),
-    );
-    file.extend((directory.len() as u32).to_le_bytes());
-    file.extend(start.to_le_bytes());
-    file.extend([0, 0]);
-    file
-}
-
-/// A `.pth` file with this pickle and no storages.
-pub fn zip_pth(pickle: &[u8]) -> Vec<u8> {
-    zip(&[("archive/data.pkl", pickle), ("archive/version", b"3\n")])
-}
-
-/// A `.pth` file in the zip layout.
-pub fn zip_pth_of(tensors: &[Owned]) -> Vec<u8> {
-    let pickle = Pickler::new().dict_of_tensors(tensors, false).stop();
-    let names: Vec<String> = (0..tensors.len())
-        .map(|i| format!("archive/data/{i}"))
+    let bytes: BTreeMap<&String, (&Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, data))| (name, (shape, data.iter().flat_map(|x| x.to_le_bytes()).collect())))
         .collect();
-    let mut members: Vec<(&str, &[u8])> = vec![
-        ("archive/data.pkl", &pickle),
-        ("archive/byteorder", b"little"),
-    ];
-    members.extend(
-        names
-            .iter()
-            .zip(tensors)
-            .map(|(name, t)| (name.as_str(), t.bytes.as_slice())),
+    let views: Vec<(&String, TensorView<'_>)> = bytes
+        .iter()
+        .map(|(name, (shape, data))| (*name, TensorView::new(Dtype::F32, (*shape).clone(), data).unwrap()))
+        .collect();
+    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let config = format!(
+        r#"{{"vocab_size": {VOCAB}, "hidden_size": {HIDDEN}, "num_hidden_layers": {LAYERS}, "intermediate_size": {WIDE}, {extra}}}"#
     );
-    zip(&members)
+    std::fs::write(folder.join("config.json"), config).unwrap();
 }
 
-/// What every file in the layout before PyTorch 1.6 begins with.
-pub fn legacy_start() -> Vec<u8> {
-    let mut file = Pickler::new()
-        .op(b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
-        .stop();
-    file.extend(Pickler::new().int(1001).stop());
-    file.extend(
-        Pickler::new()
-            .op(b"}")
-            .str("little_endian")
-            .op(b"\x88s")
-            .stop(),
-    );
-    file
+/// Loads with one thread unless said otherwise.
+pub fn load(path: &Path, options: LoadOptions) -> Arc<Model> {
+    let options = LoadOptions { threads: options.threads.or(Some(1)), ..options };
+    Model::load(path, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A `.pth` file in the layout before PyTorch 1.6.
-pub fn legacy_pth_of(tensors: &[Owned]) -> Vec<u8> {
-    let mut file = legacy_start();
-    file.extend(Pickler::new().dict_of_tensors(tensors, true).stop());
-    let keys = (0..tensors.len()).fold(Pickler::new().op(b"]("), |p, i| p.str(&i.to_string()));
-    file.extend(keys.op(b"e").stop());
-    for tensor in tensors {
-        let numel = tensor.bytes.len() / tensor.dtype.size();
-        file.extend((numel as u64).to_le_bytes());
-        file.extend(&tensor.bytes);
+/// Logits of every token and the state after the last, bit for bit, of one row fed in pieces of the given lengths.
+pub fn run(model: &Arc<Model>, ids: &[u32], pieces: impl IntoIterator<Item = usize>) -> (Vec<u32>, Vec<u32>) {
+    let mut runner = model.runner();
+    let slot = runner.alloc_slot();
+    let mut logits = Vec::new();
+    let mut at = 0;
+    for piece in pieces {
+        let end = (at + piece).min(ids.len());
+        if at == end {
+            break;
+        }
+        let row = PassRow { slot, tokens: &ids[at..end], logits: LogitsWanted::All, keep: &[slot] };
+        runner.forward(&[row]).unwrap();
+        logits.extend(runner.logits().iter().map(|x| x.to_bits()));
+        at = end;
     }
-    file
+    assert_eq!(at, ids.len(), "the pieces cover the ids");
+    (logits, bits(&runner.read_state(slot)))
 }
 
-/// Runs one (ignored) test of this test program in a process of its own under limits of the shell's `ulimit`.
-/// Gives its output if it passed.
-#[cfg(unix)]
-pub fn run_limited(
-    limit: &str,
-    test: &str,
-    environment: &[(&str, &Path)],
-) -> Result<String, String> {
-    let program = std::env::current_exe().expect("the path of this program");
-    // A process that writes past its limit gets a signal first; ignored, the write fails as on a full disk.
-    let script = format!(
-        "trap '' XFSZ; ulimit {limit} && exec \"$0\" --exact {test} --ignored --nocapture --test-threads=1"
-    );
-    let mut command = std::process::Command::new("sh");
-    command
-        .arg("-c")
-        .arg(script)
-        .arg(program)
-        .envs(environment.iter().copied());
-    let output = command.output().expect("a shell");
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let ran = text.contains("1 passed");
-    if output.status.success() && ran {
-        Ok(text)
-    } else {
-        Err(text)
-    }
-}
-
-/// The message with which a `.pth` file of these bytes is refused.
-pub fn refused_pth(bytes: &[u8]) -> String {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("m.pth");
-    std::fs::write(&path, bytes).expect("written");
-    let error = Checkpoint::open_with(&path, Some(ModelType::Rwkv4)).expect_err("must be refused");
-    error
-        .to_string()
-        .replace(&folder.path().display().to_string(), "")
-}
-
-/// A vector.
-pub fn tensor(name: &str, values: &[f32]) -> Owned {
-    Owned {
-        name: name.into(),
-        dtype: Dtype::F32,
-        shape: vec![values.len()],
-        bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    }
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    assert!(x.iter().all(|x| !x.is_nan()), "a value was read that had not been written");
+    x.iter().map(|x| x.to_bits()).collect()
 }

@@ -151,9 +151,7 @@ impl<'a> Machine<'a> {
                 let (module, name) = (self.line()?, self.line()?);
                 let global = Global::find(module, name)?;
                 if op == b'i' {
-                    return Err(format!(
-                        "the pickle asks for an instance of `{module}.{name}`; nothing is run"
-                    ));
+                    return Err(format!("the pickle asks for an instance of `{module}.{name}`; nothing is run"));
                 }
                 self.push(Value::Global(global))
             }
@@ -179,17 +177,11 @@ impl<'a> Machine<'a> {
             0x97 | 0x98 => "an out-of-band buffer",
             _ => "an operation that does not exist",
         };
-        format!(
-            "the pickle holds {name} (0x{op:02x} at byte {}); nothing is run",
-            self.at - 1
-        )
+        format!("the pickle holds {name} (0x{op:02x} at byte {}); nothing is run", self.at - 1)
     }
 
     fn take(&mut self, n: usize) -> Refused<&'a [u8]> {
-        let taken = self
-            .at
-            .checked_add(n)
-            .and_then(|end| self.bytes.get(self.at..end));
+        let taken = self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end));
         let Some(taken) = taken else {
             return Err(if self.cut {
                 format!("the pickle is longer than {MAX_BYTES} bytes")
@@ -221,9 +213,7 @@ impl<'a> Machine<'a> {
     fn spend(&mut self, n: usize) -> Refused<()> {
         self.spent += n;
         if self.spent > BUDGET {
-            return Err(format!(
-                "the pickle makes more than {BUDGET} values, too many for a model"
-            ));
+            return Err(format!("the pickle makes more than {BUDGET} values, too many for a model"));
         }
         Ok(())
     }
@@ -246,22 +236,14 @@ impl<'a> Machine<'a> {
     fn pop(&mut self) -> Refused<Id> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
-            return Err(format!(
-                "the pickle takes a value that is not there (byte {})",
-                self.at - 1
-            ));
+            return Err(format!("the pickle takes a value that is not there (byte {})", self.at - 1));
         }
-        self.stack
-            .pop()
-            .ok_or_else(|| "the pickle takes a value that is not there".to_owned())
+        self.stack.pop().ok_or_else(|| "the pickle takes a value that is not there".to_owned())
     }
 
     fn pop_mark(&mut self) -> Refused<Vec<Id>> {
         let Some(mark) = self.marks.pop() else {
-            return Err(format!(
-                "the pickle takes a mark that is not there (byte {})",
-                self.at - 1
-            ));
+            return Err(format!("the pickle takes a mark that is not there (byte {})", self.at - 1));
         };
         Ok(self.stack.split_off(mark))
     }
@@ -279,9 +261,7 @@ impl<'a> Machine<'a> {
 
     fn long(&mut self, length: usize) -> Refused<()> {
         if length > 16 {
-            return Err(format!(
-                "the pickle holds an integer of {length} bytes, more than a model needs"
-            ));
+            return Err(format!("the pickle holds an integer of {length} bytes, more than a model needs"));
         }
         let bytes = self.take(length)?;
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
@@ -321,9 +301,7 @@ impl<'a> Machine<'a> {
     fn recall<const N: usize>(&mut self) -> Refused<()> {
         let key = self.length::<N>()? as u32;
         let Some(&id) = self.memo.get(&key) else {
-            return Err(format!(
-                "the pickle recalls entry {key}, which it never stored"
-            ));
+            return Err(format!("the pickle recalls entry {key}, which it never stored"));
         };
         self.push_id(id)
     }
@@ -357,14 +335,10 @@ impl<'a> Machine<'a> {
     fn line(&mut self) -> Refused<&'a str> {
         let rest = &self.bytes[self.at..];
         let Some(length) = rest.iter().take(MAX_NAME).position(|&b| b == b'\n') else {
-            return Err(format!(
-                "the pickle holds a name without end (byte {})",
-                self.at
-            ));
+            return Err(format!("the pickle holds a name without end (byte {})", self.at));
         };
         let line = self.take(length + 1)?;
-        std::str::from_utf8(&line[..length])
-            .map_err(|_| "the pickle holds a name that is not UTF-8".to_owned())
+        std::str::from_utf8(&line[..length]).map_err(|_| "the pickle holds a name that is not UTF-8".to_owned())
     }
 
     fn stack_global(&mut self) -> Refused<()> {
@@ -386,37 +360,32 @@ impl<'a> Machine<'a> {
     fn persistent(&mut self) -> Refused<()> {
         let id = self.pop()?;
         let Value::Tuple(parts) = self.value(id) else {
-            return Err(format!(
-                "a storage is described by {}, needed a tuple",
-                self.value(id).kind()
-            ));
+            return Err(format!("a storage is described by {}, needed a tuple", self.value(id).kind()));
         };
-        let (&[tag, class, key, _location, numel], view) = parts
-            .split_first_chunk::<5>()
-            .ok_or("a storage's description is too short")?;
+        let (&[tag, class, key, _location, numel], view) =
+            parts.split_first_chunk::<5>().ok_or("a storage's description is too short")?;
         let &Value::Str("storage") = self.value(tag) else {
             return Err("the pickle refers to something outside that is not a storage".into());
         };
         if view.iter().any(|&v| *self.value(v) != Value::None) {
-            return Err("the file holds views of storages, as very old PyTorch wrote them; save it again with a newer one".into());
+            return Err(
+                "the file holds views of storages, as very old PyTorch wrote them; save it again with a newer one"
+                    .into(),
+            );
         }
         let (&Value::Global(Global::Storage(dtype)), &Value::Str(key), &Value::Int(numel)) =
             (self.value(class), self.value(key), self.value(numel))
         else {
             return Err("a storage's description has parts of the wrong kind".into());
         };
-        let numel =
-            u64::try_from(numel).map_err(|_| format!("storage {key} has {numel} values"))?;
+        let numel = u64::try_from(numel).map_err(|_| format!("storage {key} has {numel} values"))?;
         self.push(Value::Storage(Storage { dtype, key, numel }))
     }
 
     fn reduce(&mut self) -> Refused<()> {
         let (arguments, callable) = (self.pop()?, self.pop()?);
         let Value::Tuple(arguments) = self.value(arguments) else {
-            return Err(format!(
-                "the pickle calls with {}, needed a tuple",
-                self.value(arguments).kind()
-            ));
+            return Err(format!("the pickle calls with {}, needed a tuple", self.value(arguments).kind()));
         };
         let value = match *self.value(callable) {
             Value::Global(Global::OrderedDict) => match arguments[..] {
@@ -447,9 +416,7 @@ impl<'a> Machine<'a> {
             return Err("the pickle makes an OrderedDict of something that is not a list".into());
         };
         if list.len() > BUDGET - self.spent {
-            return Err(format!(
-                "the pickle makes more than {BUDGET} values, too many for a model"
-            ));
+            return Err(format!("the pickle makes more than {BUDGET} values, too many for a model"));
         }
         let pair = |&id: &Id| match self.value(id) {
             Value::Tuple(pair) | Value::List(pair) => match pair[..] {
@@ -463,49 +430,29 @@ impl<'a> Machine<'a> {
 
     /// `_rebuild_tensor[_v2](storage, offset, shape, stride, …)`; gradients and hooks do not matter here.
     fn tensor(&self, arguments: &[Id]) -> Refused<Value<'a>> {
-        let Some((&[storage, offset, shape, stride], _)) = arguments.split_first_chunk::<4>()
-        else {
+        let Some((&[storage, offset, shape, stride], _)) = arguments.split_first_chunk::<4>() else {
             return Err("a tensor is described by too few arguments".into());
         };
-        let (Value::Storage(storage), &Value::Int(offset)) =
-            (self.value(storage), self.value(offset))
-        else {
+        let (Value::Storage(storage), &Value::Int(offset)) = (self.value(storage), self.value(offset)) else {
             return Err("a tensor's description has parts of the wrong kind".into());
         };
         let offset = u64::try_from(offset).map_err(|_| format!("a tensor begins at {offset}"))?;
         let (shape, stride) = (self.sizes(shape)?, self.sizes(stride)?);
         if shape.len() != stride.len() {
-            return Err(format!(
-                "a tensor has {} dimensions but {} strides",
-                shape.len(),
-                stride.len()
-            ));
+            return Err(format!("a tensor has {} dimensions but {} strides", shape.len(), stride.len()));
         }
-        Ok(Value::Tensor(Tensor {
-            storage: storage.clone(),
-            offset,
-            shape,
-            stride,
-        }))
+        Ok(Value::Tensor(Tensor { storage: storage.clone(), offset, shape, stride }))
     }
 
     fn sizes(&self, id: Id) -> Refused<Vec<u64>> {
         let (Value::Tuple(items) | Value::List(items)) = self.value(id) else {
-            return Err(format!(
-                "a tensor's shape is {}, needed a tuple",
-                self.value(id).kind()
-            ));
+            return Err(format!("a tensor's shape is {}, needed a tuple", self.value(id).kind()));
         };
         if items.len() > MAX_DIMS {
-            return Err(format!(
-                "a tensor has {} dimensions, at most {MAX_DIMS} are read",
-                items.len()
-            ));
+            return Err(format!("a tensor has {} dimensions, at most {MAX_DIMS} are read", items.len()));
         }
         let size = |&id: &Id| match *self.value(id) {
-            Value::Int(n) => {
-                u64::try_from(n).map_err(|_| format!("a tensor's shape or stride holds {n}"))
-            }
+            Value::Int(n) => u64::try_from(n).map_err(|_| format!("a tensor's shape or stride holds {n}")),
             ref other => Err(format!("a tensor's shape or stride holds {}", other.kind())),
         };
         items.iter().map(size).collect()
@@ -517,10 +464,7 @@ impl<'a> Machine<'a> {
         let attributes_only = matches!(self.value(state), Value::Dict(_));
         match self.top()? {
             Value::Dict(_) if attributes_only => Ok(()),
-            other => Err(format!(
-                "the pickle sets attributes of {} (BUILD); nothing is run",
-                other.kind()
-            )),
+            other => Err(format!("the pickle sets attributes of {} (BUILD); nothing is run", other.kind())),
         }
     }
 }

@@ -120,11 +120,7 @@ impl<'a> Pickle<'a> {
     pub fn read(bytes: &'a [u8]) -> Refused<Pickle<'a>> {
         let mut machine = Machine::new(bytes);
         let root = machine.run()?;
-        Ok(Pickle {
-            values: machine.values,
-            root,
-            length: machine.at,
-        })
+        Ok(Pickle { values: machine.values, root, length: machine.at })
     }
 
     pub fn root(&self) -> &Value<'a> {
