@@ -36,7 +36,7 @@ impl ModelType {
             "rwkv4" | "rwkv" => Ok(ModelType::Rwkv4),
             "rwkv5" | "rwkv6" | "rwkv6qwen2" | "rwkv7" | "gpt2" => Err(Error::Unsupported {
                 what: format!("model_type `{name}`"),
-                reason: "not supported yet by this version, which runs spikegpt and rwkv4".into(),
+                reason: "not yet by this version, which runs spikegpt and rwkv4".into(),
             }),
             _ => Err(Error::Unsupported {
                 what: format!("model_type `{name}`"),
@@ -377,7 +377,8 @@ mod tests {
                 .contains("model_type `llama` is not supported: unknown architecture")
         );
         assert!(
-            message(r#"{"model_type": "rwkv7"}"#).contains("not supported yet by this version")
+            message(r#"{"model_type": "rwkv7"}"#)
+                .contains("is not supported: not yet by this version")
         );
         assert!(
             message(r#"{"model_type": 4}"#).contains("key `model_type`: found 4, needed a string")

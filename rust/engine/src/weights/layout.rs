@@ -59,7 +59,7 @@ pub(super) fn complete(
         } => {
             return Err(Error::Unsupported {
                 what: format!("{}: {architecture} (it holds `{evidence}`)", path.display()),
-                reason: "not supported yet by this version, which runs spikegpt and rwkv4".into(),
+                reason: "not yet by this version, which runs spikegpt and rwkv4".into(),
             });
         }
         Family::Unknown => {
@@ -75,6 +75,13 @@ pub(super) fn complete(
         }
     };
     let model_type = decide_type(path, partial, model_type)?;
+    if model_type == ModelType::Rwkv4
+        && (partial.variant.is_some() || partial.spike_embedding.is_some())
+    {
+        let reason =
+            "its keys `variant` and `spike_embedding` belong to spikegpt models, not to rwkv4";
+        return Err(Error::config(path, reason));
+    }
     let variant = decide_variant(path, partial, model_type, ffn_pre)?;
     let emb = matrix(path, tensors, "emb.weight")?;
     let vocab_size = agree(
@@ -295,16 +302,14 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
 }
 
 fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
-    // A file with one tensor `blocks.4000000.x` must not make us list four million blocks.
-    if config.num_hidden_layers > tensors.len() {
-        let blocks = config.num_hidden_layers;
-        return Err(Error::format(
-            path,
-            format!(
-                "found {} tensors, too few for {blocks} blocks",
-                tensors.len()
-            ),
-        ));
+    // A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
+    let blocks = config.num_hidden_layers;
+    if blocks.saturating_mul(9) > tensors.len() {
+        let reason = format!(
+            "found {} tensors, too few for {blocks} blocks",
+            tensors.len()
+        );
+        return Err(Error::format(path, reason));
     }
     let expected = expected(config);
     for (name, shape) in &expected {
