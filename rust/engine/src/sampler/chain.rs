@@ -27,7 +27,7 @@ impl Workspace {
             level,
             scores: Vec::with_capacity(vocab_size),
             weights: Vec::with_capacity(vocab_size),
-            candidates: Candidates { list: Vec::with_capacity(vocab_size), total: 0.0 },
+            candidates: Candidates::with_capacity(vocab_size),
             ids: Vec::with_capacity(vocab_size),
             probs: Vec::with_capacity(vocab_size),
         }
@@ -158,7 +158,7 @@ impl Sampler {
         if self.params.preset == Preset::OpenAi || !self.filters() { self.params.temperature } else { 1.0 }
     }
 
-    /// Fills the candidates, runs the filters in the preset's order and writes ids, ascending, and their distribution.
+    /// Fills the candidates, runs the filters in the preset's order and writes what is left, up to a factor.
     fn filter(&self, work: &mut Workspace) {
         let SamplingParams { preset, top_k, top_p, min_p, typical_p, .. } = self.params;
         self.collect(work);
@@ -183,7 +183,6 @@ impl Sampler {
         if typical_p < 1.0 {
             candidates.typical(typical_p);
         }
-        candidates.list.sort_unstable_by_key(|c| c.id);
         work.ids.clear();
         work.ids.extend(candidates.list.iter().map(|c| c.id));
         work.probs.clear();
