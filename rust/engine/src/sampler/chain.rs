@@ -454,13 +454,13 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let sampler = Sampler::new(&SamplingParams { temperature, ..OFF }, 3, 0, 0).expect("good values");
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).unwrap_err().to_string();
+                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).expect_err("refused").to_string();
                 assert!(error.contains("token 1") && error.contains(&bad.to_string()), "{error}");
             }
             let logit_bias = (0..3).map(|id| (id, f32::NEG_INFINITY)).collect();
             let all_banned = SamplingParams { temperature, logit_bias, ..OFF };
             let sampler = Sampler::new(&all_banned, 3, 0, 0).expect("good values");
-            let error = sampler.distribution(&[0.0; 3], &mut work).unwrap_err().to_string();
+            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("refused").to_string();
             assert!(error.contains("no token to draw"), "{error}");
         }
     }
