@@ -56,7 +56,7 @@ fn batches_and_threads_change_no_bit_of_a_generation() {
         random_model(folder.path(), 11, model);
         let requests = [request(0, 3, 20, 0.0), request(1, 70, 12, 1.0), request(2, 1, 30, 0.7), request(3, 9, 5, 1.3)];
         let alone: Vec<_> =
-            requests.iter().map(|r| run(&mut decoder(folder.path(), 1), &[r.clone()]).remove(0)).collect();
+            requests.iter().map(|r| run(&mut decoder(folder.path(), 1), std::slice::from_ref(r)).remove(0)).collect();
         assert!(
             alone.iter().any(|(ids, ..)| ids.windows(2).any(|pair| pair[0] != pair[1])),
             "the model has something to say"
@@ -89,7 +89,7 @@ fn scores_of_a_generation_are_its_log_probabilities() {
         random_model(folder.path(), 13, model);
         let mut decoder = decoder(folder.path(), 1);
         let request = request(0, 150, 20, 1.0);
-        let (ids, logprobs, _) = run(&mut decoder, &[request.clone()]).remove(0);
+        let (ids, logprobs, _) = run(&mut decoder, std::slice::from_ref(&request)).remove(0);
         let scores = decoder.score(&[&request.prompt[..], &ids[..]].concat(), None).unwrap();
         let bits: Vec<u32> = scores[149..].iter().map(|score| score.to_bits()).collect();
         assert_eq!(bits, logprobs, "{model}");
