@@ -140,6 +140,9 @@ impl Sampler {
         }
         self.penalties.apply(scores);
         let greatest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if scores.iter().fold(false, |nan, score| nan | score.is_nan()) {
+            return Err(Error::Logits { reason: "bias and penalties make NaN of some".into() });
+        }
         if !greatest.is_finite() {
             let reason = format!("bias and penalties leave {greatest} as the greatest, so there is no token to draw");
             return Err(Error::Logits { reason });
@@ -462,6 +465,17 @@ mod tests {
             let sampler = Sampler::new(&all_banned, 3, 0, 0).expect("good values");
             let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("refused").to_string();
             assert!(error.contains("no token to draw"), "{error}");
+            // A penalty so absurd that infinities meet.
+            let absurd = SamplingParams {
+                temperature,
+                logit_bias: vec![(0, f32::NEG_INFINITY)],
+                frequency_penalty: -3e38,
+                ..OFF
+            };
+            let mut sampler = Sampler::new(&absurd, 3, 0, 0).expect("good values");
+            (0..2).for_each(|_| sampler.observe(0));
+            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("NaN").to_string();
+            assert!(error.contains("NaN"), "{error}");
         }
     }
 
