@@ -1,2 +1,9 @@
 //! spikelet: text generation with SpikeGPT and RWKV models.
 #![deny(unsafe_code)]
+
+pub mod config;
+pub mod error;
+pub mod generation_config;
+pub mod weights;
+
+pub use error::{Error, Result};
