@@ -1,9 +1,12 @@
 //! spikelet: text generation with SpikeGPT and RWKV models.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod config;
 pub mod error;
 pub mod generation_config;
+pub mod model;
+pub mod state;
 pub mod weights;
 
 pub use error::{Error, Result};
