@@ -4,11 +4,15 @@
 //! must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every size and offset is checked before it is used,
 //! and pickles can build nothing but tensors.
 
+mod convert;
+mod inspect;
 mod layout;
 mod map;
 mod names;
+mod pth;
 mod safetensors;
 mod tensor;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,12 +22,16 @@ use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
+pub use self::convert::{Progress, convert};
+pub use self::inspect::{Inspection, TensorInfo};
+pub use self::safetensors::SafetensorsFile;
+pub use self::tensor::{Dtype, TensorView};
+pub use self::write::save_safetensors;
 use crate::config::{ModelConfig, ModelType, PartialConfig};
 use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
 use layout::Tensors;
 use map::MappedFile;
-pub use tensor::{Dtype, TensorView};
 
 /// Longest `config.json` that is read.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -37,6 +45,8 @@ enum Data {
         start: usize,
         len: usize,
     },
+    /// Put in order while reading.
+    Owned(Vec<u8>),
 }
 
 /// A tensor as found in a file.
@@ -222,8 +232,9 @@ impl Checkpoint {
 }
 
 fn bytes_of<'a>(files: &'a [MappedFile], data: &'a Data) -> &'a [u8] {
-    match *data {
-        Data::Mapped { file, start, len } => &files[file][start..start + len],
+    match data {
+        Data::Mapped { file, start, len } => &files[*file][*start..start + len],
+        Data::Owned(bytes) => bytes,
     }
 }
 
@@ -387,5 +398,13 @@ impl Source {
 }
 
 fn read_file(file: &MappedFile, number: usize) -> Result<Vec<Stored>> {
-    safetensors::read(file.path(), file, number)
+    let path = file.path();
+    let pth = ["pth", "pt", "bin"]
+        .iter()
+        .any(|e| path.extension().is_some_and(|found| found == *e));
+    if pth || pth::is_pth(file) {
+        pth::read(path, file, number)
+    } else {
+        Ok(safetensors::read(path, file, number)?.0)
+    }
 }

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::tensor::{Dtype, byte_len};
+use super::map::MappedFile;
+use super::tensor::{Dtype, TensorView, byte_len};
 use super::{Data, Stored};
 use crate::error::{Error, Result};
 
@@ -21,7 +22,10 @@ const MAX_INDEX: u64 = 16 << 20;
 /// Most dimensions a tensor has.
 pub(super) const MAX_DIMS: usize = 8;
 
-struct Header(Vec<(String, RawTensor)>);
+struct Header {
+    tensors: Vec<(String, RawTensor)>,
+    metadata: BTreeMap<String, String>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,17 +49,18 @@ impl<'de> Deserialize<'de> for Header {
             ) -> std::result::Result<Header, A::Error> {
                 let mut names = BTreeSet::new();
                 let mut tensors = Vec::new();
+                let mut metadata = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if !names.insert(name.clone()) {
                         return Err(A::Error::custom(format!("`{name}` appears twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        metadata = map.next_value()?;
                     } else {
                         tensors.push((name, map.next_value()?));
                     }
                 }
-                Ok(Header(tensors))
+                Ok(Header { tensors, metadata })
             }
         }
         deserializer.deserialize_map(HeaderVisitor)
@@ -63,7 +68,11 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// The tensors of a safetensors file, which is `file` in the list of the checkpoint's files.
-pub(super) fn read(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Stored>> {
+pub(super) fn read(
+    path: &Path,
+    bytes: &[u8],
+    file: usize,
+) -> Result<(Vec<Stored>, BTreeMap<String, String>)> {
     let bad = |reason: String| Error::format(path, reason);
     let truncated = |needed: u64| {
         bad(format!(
@@ -88,8 +97,8 @@ pub(super) fn read(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Stored>
             "not a safetensors file: its header is not valid: {e}"
         ))
     })?;
-    let mut tensors = Vec::with_capacity(header.0.len());
-    for (name, raw) in header.0 {
+    let mut tensors = Vec::with_capacity(header.tensors.len());
+    for (name, raw) in header.tensors {
         tensors.push(check(path, name, raw)?);
     }
     // In order of their place, each must begin where the last ended.
@@ -126,7 +135,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Stored>
         tensor.data = Data::Mapped { file, start, len };
         tensor
     });
-    Ok(stored.collect())
+    Ok((stored.collect(), header.metadata))
 }
 
 fn check(path: &Path, name: String, raw: RawTensor) -> Result<(Stored, u64, u64)> {
@@ -167,6 +176,55 @@ fn check(path: &Path, name: String, raw: RawTensor) -> Result<(Stored, u64, u64)
         start,
         end,
     ))
+}
+
+/// Any safetensors file: named tensors and notes, mapped and checked like a model's.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    file: MappedFile,
+    tensors: BTreeMap<String, Stored>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl SafetensorsFile {
+    /// Opens a file; its values are not read yet.
+    pub fn open(path: &Path) -> Result<SafetensorsFile> {
+        let file = MappedFile::open(path)?;
+        let (stored, metadata) = read(path, &file, 0)?;
+        let tensors = stored.into_iter().map(|t| (t.name.clone(), t)).collect();
+        Ok(SafetensorsFile {
+            file,
+            tensors,
+            metadata,
+        })
+    }
+
+    /// The notes of the file's header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor by its name.
+    pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
+        let Some((name, stored)) = self.tensors.get_key_value(name) else {
+            return Err(Error::tensor(
+                self.file.path(),
+                name,
+                "the file has no such tensor",
+            ));
+        };
+        Ok(TensorView {
+            name,
+            dtype: stored.dtype,
+            shape: &stored.shape,
+            bytes: super::bytes_of(std::slice::from_ref(&self.file), &stored.data),
+        })
+    }
 }
 
 /// `model.safetensors.index.json`: which file holds which tensor.
