@@ -86,6 +86,12 @@ pub enum Error {
         /// What was found and what is needed.
         reason: String,
     },
+    /// Logits from which no token can be drawn, or that are not numbers.
+    #[error("logits: {reason}")]
+    Logits {
+        /// Which ones, and what they are.
+        reason: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -3,9 +3,11 @@
 
 pub mod backend;
 pub mod config;
+pub mod decode;
 pub mod error;
 pub mod generation_config;
 pub mod model;
+pub mod sampler;
 pub mod state;
 pub mod weights;
 
