@@ -1,14 +1,11 @@
-//! Arguments as Python gives them: text or ids, whole numbers, and the options of generation.
+//! Arguments as Python gives them: text or ids, whole numbers, lists of strings.
 
 use std::fmt;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyInt, PyMapping, PySequence, PyString};
-use spikelet::decode::StopRules;
+use pyo3::types::{PyBytes, PyInt, PyMapping, PySequence, PyString};
 use spikelet::error::{Error, Result};
-use spikelet::generation_config::GenerationConfig;
-use spikelet::sampler::SamplingParams;
 
 use crate::errors::bad_option;
 
@@ -41,6 +38,8 @@ impl fmt::Display for Int {
 }
 
 impl Int {
+    pub const ZERO: Self = Self(0);
+
     /// The number as the engine takes it, or an error that names the option.
     pub fn to<T: TryFrom<i128>>(self, name: &str, needed: &str) -> Result<T> {
         T::try_from(self.0).map_err(|_| bad_option(name, self, needed))
@@ -135,122 +134,16 @@ impl FromPyObject<'_, '_> for Bias {
 
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
         let items = object.cast::<PyMapping>()?.items()?;
-        items.iter().map(|item| item.extract::<(Int, f64)>()).map(|item| item.map(|(id, bias)| (id, bias as f32))).collect::<PyResult<_>>().map(Self)
+        let bias = items.iter().map(|item| item.extract::<(Int, f64)>());
+        bias.map(|item| item.map(|(id, bias)| (id, bias as f32))).collect::<PyResult<_>>().map(Self)
     }
 }
 
-/// The options that every way of generating shares. What is `None` is left to the model, then to the engine.
-#[derive(Default)]
-pub struct Options {
-    pub max_new_tokens: Option<Int>,
-    pub temperature: Option<f64>,
-    pub top_k: Option<Int>,
-    pub top_p: Option<f64>,
-    pub min_p: Option<f64>,
-    pub typical_p: Option<f64>,
-    pub repetition_penalty: Option<f64>,
-    pub presence_penalty: Option<f64>,
-    pub frequency_penalty: Option<f64>,
-    pub penalty_decay: Option<f64>,
-    pub logit_bias: Option<Bias>,
-    pub stop: Option<Strings>,
-    pub stop_ids: Option<Ids>,
-    pub ignore_eos: Option<bool>,
-    pub include_stop: Option<bool>,
-    pub logprobs: Option<Int>,
-    pub preset: Option<String>,
-}
-
-const COUNT: &str = "a whole number, 0 or more";
-
-impl Options {
-    /// What the engine is told, but for the seed: these options over the model's own over the engine's.
-    pub fn resolve(self, model: &GenerationConfig, vocab_size: usize) -> Result<(SamplingParams, StopRules)> {
-        let (mut sampling, mut stop) = (SamplingParams::default(), StopRules::default());
-        model.apply(&mut sampling, &mut stop)?;
-        if let Some(name) = self.preset {
-            sampling.preset = name.parse()?;
-        }
-        let numbers = [
-            (&mut sampling.temperature, self.temperature),
-            (&mut sampling.top_p, self.top_p),
-            (&mut sampling.min_p, self.min_p),
-            (&mut sampling.typical_p, self.typical_p),
-            (&mut sampling.repetition_penalty, self.repetition_penalty),
-            (&mut sampling.presence_penalty, self.presence_penalty),
-            (&mut sampling.frequency_penalty, self.frequency_penalty),
-            (&mut sampling.penalty_decay, self.penalty_decay),
-        ];
-        for (place, value) in numbers {
-            *place = value.map_or(*place, |value| value as f32);
-        }
-        let counts = [
-            ("max_new_tokens", &mut stop.max_new_tokens, self.max_new_tokens),
-            ("top_k", &mut sampling.top_k, self.top_k),
-            ("logprobs", &mut sampling.logprobs, self.logprobs),
-        ];
-        for (name, place, value) in counts {
-            if let Some(value) = value {
-                *place = value.to(name, COUNT)?;
-            }
-        }
-        if let Some(Bias(bias)) = self.logit_bias {
-            let resolve = |(id, bias): (Int, f32)| Ok((id.to_id("logit_bias", vocab_size)?, bias));
-            sampling.logit_bias = bias.into_iter().map(resolve).collect::<Result<_>>()?;
-        }
-        if let Some(Strings(strings)) = self.stop {
-            stop.strings = strings;
-        }
-        if let Some(ids) = self.stop_ids {
-            stop.ids = ids.resolve("stop_ids", vocab_size)?;
-        }
-        stop.ignore_eos = self.ignore_eos.unwrap_or(stop.ignore_eos);
-        stop.include_stop = self.include_stop.unwrap_or(stop.include_stop);
-        sampling.validate(vocab_size)?;
-        stop.validate(vocab_size)?;
-        Ok((sampling, stop))
+impl Bias {
+    /// Ids, every one of them in the vocabulary, and their values.
+    pub fn resolve(&self, name: &str, vocab_size: usize) -> Result<Vec<(u32, f32)>> {
+        self.0.iter().map(|(id, bias)| Ok((id.to_id(name, vocab_size)?, *bias))).collect()
     }
-}
-
-/// A given seed, or a random one.
-pub fn seed(given: Option<Int>) -> Result<u64> {
-    given.map_or_else(|| Ok(random_seed()), |seed| seed.to("seed", "a whole number from 0 to 2**64 - 1"))
-}
-
-/// Few enough digits to be written down and typed again.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one("seed") >> 32
-}
-
-/// The engine's own value of every option, by the option's name in Python.
-pub fn default_options(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    options_dict(py, &SamplingParams::default(), &StopRules::default())
-}
-
-/// Options by their names in Python.
-fn options_dict<'py>(py: Python<'py>, sampling: &SamplingParams, stop: &StopRules) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    dict.set_item("max_new_tokens", stop.max_new_tokens)?;
-    dict.set_item("temperature", shortest(sampling.temperature))?;
-    dict.set_item("top_k", sampling.top_k)?;
-    dict.set_item("top_p", shortest(sampling.top_p))?;
-    dict.set_item("min_p", shortest(sampling.min_p))?;
-    dict.set_item("typical_p", shortest(sampling.typical_p))?;
-    dict.set_item("repetition_penalty", shortest(sampling.repetition_penalty))?;
-    dict.set_item("presence_penalty", shortest(sampling.presence_penalty))?;
-    dict.set_item("frequency_penalty", shortest(sampling.frequency_penalty))?;
-    dict.set_item("penalty_decay", shortest(sampling.penalty_decay))?;
-    dict.set_item("logit_bias", PyDict::new(py))?;
-    dict.set_item("stop", &stop.strings)?;
-    dict.set_item("stop_ids", &stop.ids)?;
-    dict.set_item("ignore_eos", stop.ignore_eos)?;
-    dict.set_item("include_stop", stop.include_stop)?;
-    dict.set_item("seed", py.None())?;
-    dict.set_item("row", 0)?;
-    dict.set_item("logprobs", sampling.logprobs)?;
-    dict.set_item("preset", sampling.preset.name())?;
-    Ok(dict)
 }
 
 /// The f64 that prints as the f32 does: 0.8, not 0.800000011920929.

@@ -55,21 +55,31 @@ impl Generation {
         Self { stream: Arc::new(Mutex::new(stream)), seed }
     }
 
+    /// Runs passes until a token waits or the row has ended, looking for Ctrl-C after each. What was made waits if there
+    /// was one.
+    pub fn advance(py: Python<'_>, stream: &Mutex<Stream>) -> PyResult<()> {
+        loop {
+            let ready = engine(py, || {
+                let mut stream = lock(stream)?;
+                if !stream.is_ready() {
+                    stream.step()?;
+                }
+                Ok(stream.is_ready())
+            })?;
+            py.check_signals()?;
+            if ready {
+                return Ok(());
+            }
+        }
+    }
+
     /// Does `read` on the stream, without the GIL.
     fn look<T: Send>(&self, py: Python<'_>, read: impl FnOnce(&mut Stream) -> Result<T> + Send) -> PyResult<T> {
         engine(py, || read(&mut *lock(&self.stream)?))
     }
 
-    /// Runs passes until a token waits or the row has ended. Tokens survive an interrupt: they are handed out later.
-    fn advance_to_token(&self, py: Python<'_>) -> PyResult<()> {
-        while !self.look(py, |stream| if stream.is_ready() { Ok(true) } else { stream.step().map(|()| stream.is_ready()) })? {
-            py.check_signals()?;
-        }
-        py.check_signals()
-    }
-
     fn next_made(&self, py: Python<'_>) -> PyResult<Option<Made>> {
-        self.advance_to_token(py)?;
+        Self::advance(py, &self.stream)?;
         self.take_made(py)
     }
 
@@ -112,7 +122,7 @@ impl Generation {
 
     /// Runs passes until `_take` gives something other than None, or the end.
     fn _advance(&self, py: Python<'_>) -> PyResult<()> {
-        self.advance_to_token(py)
+        Self::advance(py, &self.stream)
     }
 
     /// The next token that is made already, or None.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use spikelet::backend::CpuRunner;
-use spikelet::decode::Decoder;
+use spikelet::decode::{Decoder, Events, Request};
 use spikelet::error::{Error, Result};
 use spikelet::generation_config::GenerationConfig;
 use spikelet::tokenizer::{Tokenizer, load_tokenizer};
@@ -50,6 +50,16 @@ impl Shared {
             Prompt::Text(text) => self.tokenizer()?.encode(text),
             Prompt::Ids(ids) => ids.resolve("prompt", self.vocab_size()),
         }
+    }
+
+    /// Checks all about a request that can be checked before it runs.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        let mut decoder = self.decoder()?;
+        let row = decoder.add(request)?;
+        decoder.cancel(row);
+        decoder.step(&mut Events::new())?;
+        self.give_back(decoder);
+        Ok(())
     }
 
     /// An idle decoder: one that was used before, or a new one.

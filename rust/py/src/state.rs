@@ -171,6 +171,7 @@ fn passes(
         }
         Ok(Lent { shared, decoder: Some(decoder), slot })
     })?;
+    let most = lent.decoder.as_ref().map_or(most, |decoder| most.min(decoder.runner().max_pass_tokens()));
     for begin in (0..total).step_by(most) {
         engine(py, || {
             // A pass that panics takes its decoder with it.
