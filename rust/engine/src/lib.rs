@@ -9,6 +9,7 @@ pub mod generation_config;
 pub mod model;
 pub mod sampler;
 pub mod state;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
