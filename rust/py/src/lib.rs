@@ -2,5 +2,10 @@
 
 use pyo3::prelude::*;
 
+mod train_ops;
+
 #[pymodule]
-mod _spikelet {}
+mod _spikelet {
+    #[pymodule_export]
+    use super::train_ops::{lif_backward, lif_forward, wkv4_backward, wkv4_forward};
+}

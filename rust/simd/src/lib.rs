@@ -1,1 +1,3 @@
 //! Exact CPU kernels.
+
+pub mod train;
