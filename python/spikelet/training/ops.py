@@ -20,7 +20,7 @@ from torch import Tensor
 from spikelet import _spikelet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 WKV_EMPTY_EXPONENT = -1e38
 """The ``pp`` of a WKV state that has seen nothing."""
@@ -146,6 +146,91 @@ def _lif_grad(
 
 
 _lif_op.register_autograd(_lif_grad, setup_context=_lif_save)
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """Show a tensor as an array on the same memory; bfloat16, which NumPy lacks, as uint16."""
+    tensor = tensor.detach().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+@torch.library.custom_op("spikelet::mix", mutates_args=(), device_types="cpu")
+def _mix_op(x: Tensor, last: Tensor, mixes: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    out = [torch.empty(x.shape, dtype=dtype) for _ in mixes]
+    _spikelet.mix_forward(
+        _array(x), _array(last), [_array(mix) for mix in mixes], [_bits(one) for one in out],
+        threads=_threads(),
+    )  # fmt: skip
+    return out
+
+
+@_mix_op.register_fake
+def _(x: Tensor, last: Tensor, mixes: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [x.new_empty(x.shape, dtype=dtype) for _ in mixes]
+
+
+@torch.library.custom_op("spikelet::mix_backward", mutates_args=(), device_types="cpu")
+def _mix_backward_op(
+    x: Tensor, last: Tensor, mixes: list[Tensor], gout: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    gx, glast = torch.empty(x.shape), torch.empty(last.shape)
+    gmixes = torch.empty(len(mixes), x.shape[2])
+    _spikelet.mix_backward(
+        _array(x), _array(last), [_array(mix) for mix in mixes], [_bits(one) for one in gout],
+        gx.numpy(), glast.numpy(), gmixes.numpy(), threads=_threads(),
+    )  # fmt: skip
+    return gx, glast, gmixes
+
+
+@_mix_backward_op.register_fake
+def _(
+    x: Tensor, last: Tensor, mixes: list[Tensor], gout: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), last.new_empty(last.shape), x.new_empty(len(mixes), x.shape[2])
+
+
+def _mix_save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list) -> None:
+    x, last, mixes, _ = inputs
+    ctx.save_for_backward(x, last, *mixes)
+
+
+def _mix_grad(
+    ctx: torch.autograd.function.FunctionCtx, gout: list[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor], None]:
+    x, last, *mixes = ctx.saved_tensors
+    gx, glast, gmixes = _mix_backward_op(x, last, mixes, gout)
+    return gx, glast, list(gmixes), None
+
+
+_mix_op.register_autograd(_mix_grad, setup_context=_mix_save)
+
+
+def token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
+    """Mix each token with its predecessor, once per mix vector.
+
+    ``out[j] = mixes[j] * x[t] + (1 - mixes[j]) * x[t - 1]``; ``last`` stands before the first token.
+
+    Args:
+        x: ``[batch, time, channels]``.
+        last: ``[batch, channels]``.
+        mixes: up to three vectors of ``channels`` elements.
+
+    Returns:
+        One ``[batch, time, channels]`` per mix: in bfloat16 where autocast would make it that for
+        the matrix product that follows, else float32. The fused kernel runs on CPU.
+    """
+    if x.device.type != "cpu":
+        return naive_token_mix(x, last, mixes)
+    autocast = torch.is_autocast_enabled("cpu")
+    half = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dtype = torch.bfloat16 if half else torch.float32
+    return _mix_op(x.float(), last.float(), [mix.flatten() for mix in mixes], dtype)
+
+
+def naive_token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
+    """Do what ``token_mix`` does in plain torch."""
+    before = torch.cat((last[:, None].to(x.dtype), x[:, :-1]), dim=1)
+    return [x * mix.flatten() + before * (1 - mix.flatten()) for mix in mixes]
 
 
 def wkv4(

@@ -4,7 +4,9 @@
 //! the forward, keeps the inputs, and calls the backward with the output's gradient.
 
 use spikelet_simd::train;
-pub use spikelet_simd::train::{LifOutputGrads, SeqDims, WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs};
+pub use spikelet_simd::train::{
+    Bf16Bits, Element, LifOutputGrads, MixGrads, SeqDims, WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs,
+};
 
 /// Why an operator refused its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +25,16 @@ pub enum OpError {
         found: usize,
         /// Elements that the sizes of the pass ask for.
         needed: usize,
+    },
+    /// More mixes than a block has, or not one output per mix.
+    #[error("{op}: {mixes} mixes for {outputs} outputs; needed are 1 to 3 of both, equally many")]
+    Mixes {
+        /// Operator.
+        op: &'static str,
+        /// Mix vectors given.
+        mixes: usize,
+        /// Outputs, or gradients of outputs, given.
+        outputs: usize,
     },
     /// A size of zero, or sizes whose product does not fit the address space.
     #[error("{op}: no tensor can be [{batch}, {time}, {channels}]; each size must be at least 1")]
@@ -102,6 +114,21 @@ impl Checker {
         found: Option<usize>,
     ) -> Result<(), OpError> {
         found.map_or(Ok(()), |n| self.length(argument, shape, n))
+    }
+
+    fn mix_inputs(
+        &self,
+        x: &[f32],
+        last: &[f32],
+        mixes: &[&[f32]],
+        outputs: usize,
+    ) -> Result<(), OpError> {
+        if !(1..=3).contains(&mixes.len()) || mixes.len() != outputs {
+            return Err(OpError::Mixes { op: self.op, mixes: mixes.len(), outputs });
+        }
+        self.length("x", Shape::Full, x.len())?;
+        self.length("last", Shape::Rows, last.len())?;
+        mixes.iter().try_for_each(|mix| self.length("mixes", Shape::Channels, mix.len()))
     }
 
     fn wkv_inputs(&self, inputs: &WkvInputs<'_>) -> Result<(), OpError> {
@@ -210,5 +237,57 @@ pub fn lif_backward(
     check.length("gx", Shape::Full, gx.len())?;
     check.optional("gmembrane", Shape::Rows, gmembrane.as_ref().map(|m| m.len()))?;
     train::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads);
+    Ok(())
+}
+
+/// Token shift and mix; see [`spikelet_simd::train::mix_forward`]. `T` is f32, or [`Bf16Bits`] where
+/// a bfloat16 matrix product follows.
+///
+/// # Errors
+/// [`OpError`] when a slice does not have its shape's length, or for more than three mixes.
+pub fn mix_forward<T: Element>(
+    dims: SeqDims,
+    x: &[f32],
+    last: &[f32],
+    mixes: &[&[f32]],
+    out: &mut [&mut [T]],
+    threads: usize,
+) -> Result<(), OpError> {
+    let check = Checker::new("mix_forward", dims)?;
+    check.mix_inputs(x, last, mixes, out.len())?;
+    out.iter().try_for_each(|o| check.length("out", Shape::Full, o.len()))?;
+    train::mix_forward(dims, x, last, mixes, out, threads);
+    Ok(())
+}
+
+/// Gradients of [`mix_forward`]; see [`spikelet_simd::train::mix_backward`].
+///
+/// # Errors
+/// [`OpError`] when a slice does not have its shape's length, or for more than three mixes.
+pub fn mix_backward<T: Element>(
+    dims: SeqDims,
+    x: &[f32],
+    last: &[f32],
+    mixes: &[&[f32]],
+    gout: &[&[T]],
+    grads: MixGrads<'_>,
+    threads: usize,
+) -> Result<(), OpError> {
+    let check = Checker::new("mix_backward", dims)?;
+    check.mix_inputs(x, last, mixes, gout.len())?;
+    gout.iter().try_for_each(|g| check.length("gout", Shape::Full, g.len()))?;
+    check.length("gx", Shape::Full, grads.x.len())?;
+    check.length("glast", Shape::Rows, grads.last.len())?;
+    let needed = mixes.len() * dims.channels;
+    if grads.mixes.len() != needed {
+        return Err(OpError::Length {
+            op: check.op,
+            argument: "gmixes",
+            shape: "[mixes, channels]",
+            found: grads.mixes.len(),
+            needed,
+        });
+    }
+    train::mix_backward(dims, x, last, mixes, gout, grads, threads);
     Ok(())
 }

@@ -7,5 +7,7 @@ mod train_ops;
 #[pymodule]
 mod _spikelet {
     #[pymodule_export]
-    use super::train_ops::{lif_backward, lif_forward, wkv4_backward, wkv4_forward};
+    use super::train_ops::{lif_backward, lif_forward, mix_backward, mix_forward};
+    #[pymodule_export]
+    use super::train_ops::{wkv4_backward, wkv4_forward};
 }

@@ -7,7 +7,7 @@ use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
 use numpy::{PyArray3, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use spikelet::ops::{self, LifOutputGrads, OpError, SeqDims, WkvGrads, WkvInputs};
+use spikelet::ops::{self, LifOutputGrads, MixGrads, OpError, SeqDims, WkvGrads, WkvInputs};
 
 fn dims<T: Element>(array: &Bound<'_, PyArray3<T>>) -> SeqDims {
     let shape = array.shape();
@@ -147,4 +147,89 @@ pub fn lif_backward(
     let (gx, gmembrane) = (slice!(mut gx), slice!(opt mut gmembrane));
     py.detach(|| ops::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads))
         .map_err(refused)
+}
+
+/// The outputs of a mix: float32, or the bits of bfloat16 as uint16.
+#[derive(FromPyObject)]
+pub enum MixOutputs<'py> {
+    F32(Vec<PyReadwriteArray3<'py, f32>>),
+    Bf16(Vec<PyReadwriteArray3<'py, u16>>),
+}
+
+/// The gradients of a mix's outputs, in the type of the outputs.
+#[derive(FromPyObject)]
+pub enum MixOutputGrads<'py> {
+    F32(Vec<PyReadonlyArray3<'py, f32>>),
+    Bf16(Vec<PyReadonlyArray3<'py, u16>>),
+}
+
+/// Borrows a list of arrays as a list of slices.
+macro_rules! slices {
+    ($arrays:ident) => {
+        $arrays.iter().map(|a| a.as_slice().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
+    };
+    (mut $arrays:ident) => {
+        $arrays
+            .iter_mut()
+            .map(|a| a.as_slice_mut().map_err(not_contiguous))
+            .collect::<PyResult<Vec<_>>>()?
+    };
+}
+
+/// Token shift and mix: `out[j] = mixes[j] * x + (1 - mixes[j]) * previous x`.
+#[pyfunction]
+#[pyo3(signature = (x, last, mixes, out, *, threads=1))]
+pub fn mix_forward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    last: PyReadonlyArray2<'_, f32>,
+    mixes: Vec<PyReadonlyArray1<'_, f32>>,
+    out: MixOutputs<'_>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    match out {
+        MixOutputs::F32(mut out) => {
+            let mut out = slices!(mut out);
+            py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
+        }
+        MixOutputs::Bf16(mut out) => {
+            let mut out = slices!(mut out);
+            py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
+        }
+    }
+    .map_err(refused)
+}
+
+/// Gradients of the mix for `gout`, into `gx`, `glast` and `gmixes` `[mixes, channels]`.
+#[pyfunction]
+#[pyo3(signature = (x, last, mixes, gout, gx, glast, gmixes, *, threads=1))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
+pub fn mix_backward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    last: PyReadonlyArray2<'_, f32>,
+    mixes: Vec<PyReadonlyArray1<'_, f32>>,
+    gout: MixOutputGrads<'_>,
+    mut gx: PyReadwriteArray3<'_, f32>,
+    mut glast: PyReadwriteArray2<'_, f32>,
+    mut gmixes: PyReadwriteArray2<'_, f32>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    let grads =
+        MixGrads { x: slice!(mut gx), last: slice!(mut glast), mixes: slice!(mut gmixes) };
+    match gout {
+        MixOutputGrads::F32(gout) => {
+            let gout = slices!(gout);
+            py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
+        }
+        MixOutputGrads::Bf16(gout) => {
+            let gout = slices!(gout);
+            py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
+        }
+    }
+    .map_err(refused)
 }

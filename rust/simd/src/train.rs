@@ -78,22 +78,65 @@ pub struct WkvGrads<'a> {
     pub state: Option<&'a mut [f32]>,
 }
 
+/// What a tensor holds; arithmetic is always f32.
+pub trait Element: Copy + Send + Sync + sealed::Sealed {
+    /// To f32, exactly.
+    fn widen(self) -> f32;
+    /// To the nearest value, ties to even.
+    fn narrow(x: f32) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for super::Bf16Bits {}
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+}
+
+/// The bits of a bfloat16, the upper half of an f32; a bare integer so that foreign buffers fit.
+pub type Bf16Bits = u16;
+
+impl Element for Bf16Bits {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        if x.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 }
+    }
+}
+
 /// A mutable slice that work items on several threads write disjoint parts of.
 #[derive(Clone, Copy)]
-struct Shared<'a> {
-    data: *mut f32,
+struct Shared<'a, T = f32> {
+    data: *mut T,
     len: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: every element is written by one work item only: an item owns the elements of its batch
 // row and its channels, and `run_items` gives each item to exactly one thread.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T: Element> Shared<'a, T> {
+    fn new(slice: &'a mut [T]) -> Self {
         Self { data: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
@@ -101,26 +144,31 @@ impl<'a> Shared<'a> {
     #[inline(always)]
     fn store(&self, at: usize, lanes: &Lanes, width: usize) {
         assert!(width <= LANES && at + width <= self.len, "store of {width} at {at} is out of range");
-        // SAFETY: the range was checked above, and no other item writes it (see `Send`).
-        unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), self.data.add(at), width) }
+        if width == LANES {
+            let narrow = lanes.map(T::narrow);
+            // SAFETY: the range was checked above, and no other item writes it (see `Send`).
+            unsafe { self.data.add(at).cast::<[T; LANES]>().write(narrow) }
+        } else {
+            for (i, &lane) in lanes[..width].iter().enumerate() {
+                // SAFETY: as above; `i < width`.
+                unsafe { self.data.add(at + i).write(T::narrow(lane)) }
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn load(slice: &[f32], at: usize, width: usize) -> Lanes {
-    if width == LANES {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(&slice[at..at + LANES]);
-        lanes
-    } else {
-        load_tail(slice, at, width)
-    }
-}
-
-#[cold]
-fn load_tail(slice: &[f32], at: usize, width: usize) -> Lanes {
+fn load<T: Element>(slice: &[T], at: usize, width: usize) -> Lanes {
     let mut lanes = [0.0; LANES];
-    lanes[..width].copy_from_slice(&slice[at..at + width]);
+    if width == LANES {
+        for (lane, x) in lanes.iter_mut().zip(&slice[at..at + LANES]) {
+            *lane = x.widen();
+        }
+    } else {
+        for (lane, x) in lanes.iter_mut().zip(&slice[at..at + width]) {
+            *lane = x.widen();
+        }
+    }
     lanes
 }
 
@@ -643,4 +691,171 @@ pub fn lif_backward(
         gmembrane: gmembrane.map(Shared::new),
     };
     run_items(&kernel, threads);
+}
+
+struct MixForward<'a, T> {
+    dims: SeqDims,
+    x: &'a [f32],
+    last: &'a [f32],
+    mixes: &'a [&'a [f32]],
+    out: Vec<Shared<'a, T>>,
+}
+
+/// Mixes that one token shift feeds: key, value, receptance.
+const MAX_MIXES: usize = 3;
+
+impl<T: Element> Kernel for MixForward<'_, T> {
+    fn scratch(&self) -> usize {
+        0
+    }
+
+    fn dims(&self) -> SeqDims {
+        self.dims
+    }
+
+    #[inline(always)]
+    fn run<const FMA: bool>(&self, item: Item, _: &mut [Lanes]) {
+        let dims = self.dims;
+        let mut mixes = [[0.0; LANES]; MAX_MIXES];
+        for (lanes, mix) in mixes.iter_mut().zip(self.mixes) {
+            *lanes = load(mix, item.channel, item.width);
+        }
+        let mut before = load(self.last, item.row_at(dims), item.width);
+        for t in 0..dims.time {
+            let at = item.at(t, dims);
+            let x = load(self.x, at, item.width);
+            for (out, mix) in self.out.iter().zip(&mixes) {
+                let mut mixed = [0.0; LANES];
+                for i in 0..LANES {
+                    mixed[i] = fma::<FMA>(mix[i], x[i] - before[i], before[i]);
+                }
+                out.store(at, &mixed, item.width);
+            }
+            before = x;
+        }
+    }
+}
+
+struct MixBackward<'a, T> {
+    dims: SeqDims,
+    x: &'a [f32],
+    last: &'a [f32],
+    mixes: &'a [&'a [f32]],
+    gout: &'a [&'a [T]],
+    gx: Shared<'a>,
+    glast: Shared<'a>,
+    /// One `[batch, channels]` per mix, summed over the batch afterwards.
+    gmixes: Vec<Shared<'a>>,
+}
+
+impl<T: Element> Kernel for MixBackward<'_, T> {
+    fn scratch(&self) -> usize {
+        0
+    }
+
+    fn dims(&self) -> SeqDims {
+        self.dims
+    }
+
+    #[inline(always)]
+    fn run<const FMA: bool>(&self, item: Item, _: &mut [Lanes]) {
+        let dims = self.dims;
+        let mut mixes = [[0.0; LANES]; MAX_MIXES];
+        for (lanes, mix) in mixes.iter_mut().zip(self.mixes) {
+            *lanes = load(mix, item.channel, item.width);
+        }
+        let mut gmixes = [[0.0; LANES]; MAX_MIXES];
+        // What token t + 1 sends back to token t, its predecessor.
+        let mut from_next = [0.0; LANES];
+        for t in (0..dims.time).rev() {
+            let at = item.at(t, dims);
+            let x = load(self.x, at, item.width);
+            let before = if t == 0 {
+                load(self.last, item.row_at(dims), item.width)
+            } else {
+                load(self.x, item.at(t - 1, dims), item.width)
+            };
+            let mut gx = from_next;
+            from_next = [0.0; LANES];
+            for ((gout, mix), gmix) in self.gout.iter().zip(&mixes).zip(&mut gmixes) {
+                let g = load(gout, at, item.width);
+                for i in 0..LANES {
+                    let own = g[i] * mix[i];
+                    gx[i] += own;
+                    from_next[i] += g[i] - own;
+                    gmix[i] = fma::<FMA>(g[i], x[i] - before[i], gmix[i]);
+                }
+            }
+            self.gx.store(at, &gx, item.width);
+        }
+        self.glast.store(item.row_at(dims), &from_next, item.width);
+        for (out, gmix) in self.gmixes.iter().zip(&gmixes) {
+            out.store(item.row_at(dims), gmix, item.width);
+        }
+    }
+}
+
+/// Token shift and mix: `out[j] = mixes[j] * x + (1 - mixes[j]) * previous x`, for up to three mixes.
+///
+/// `x` and each `out` are `[batch, time, channels]`, each mix `[channels]`; `last`
+/// `[batch, channels]` precedes the first token.
+pub fn mix_forward<T: Element>(
+    dims: SeqDims,
+    x: &[f32],
+    last: &[f32],
+    mixes: &[&[f32]],
+    out: &mut [&mut [T]],
+    threads: usize,
+) {
+    assert!(mixes.len() <= MAX_MIXES && mixes.len() == out.len(), "at most three mixes");
+    assert!(x.len() == dims.len() && last.len() == dims.rows(), "x, last shape");
+    assert!(mixes.iter().all(|m| m.len() == dims.channels), "mix shape");
+    assert!(out.iter().all(|o| o.len() == dims.len()), "out shape");
+    let out = out.iter_mut().map(|o| Shared::new(o)).collect();
+    run_items(&MixForward { dims, x, last, mixes, out }, threads);
+}
+
+/// Where the gradients of [`mix_forward`] go.
+#[derive(Debug)]
+pub struct MixGrads<'a> {
+    /// `[batch, time, channels]`.
+    pub x: &'a mut [f32],
+    /// `[batch, channels]`.
+    pub last: &'a mut [f32],
+    /// One after the other, `[mixes, channels]`.
+    pub mixes: &'a mut [f32],
+}
+
+/// Gradients of [`mix_forward`] for the gradient `gout` of each output.
+pub fn mix_backward<T: Element>(
+    dims: SeqDims,
+    x: &[f32],
+    last: &[f32],
+    mixes: &[&[f32]],
+    gout: &[&[T]],
+    grads: MixGrads<'_>,
+    threads: usize,
+) {
+    assert!(mixes.len() <= MAX_MIXES && mixes.len() == gout.len(), "at most three mixes");
+    assert!(x.len() == dims.len() && last.len() == dims.rows(), "x, last shape");
+    assert!(mixes.iter().all(|m| m.len() == dims.channels), "mix shape");
+    assert!(gout.iter().all(|g| g.len() == dims.len()), "gout shape");
+    assert!(grads.x.len() == dims.len() && grads.last.len() == dims.rows(), "gx, glast shape");
+    assert_eq!(grads.mixes.len(), mixes.len() * dims.channels, "gmixes is [mixes, channels]");
+    let mut partial = vec![0.0; mixes.len() * dims.rows()];
+    let kernel = MixBackward {
+        dims,
+        x,
+        last,
+        mixes,
+        gout,
+        gx: Shared::new(grads.x),
+        glast: Shared::new(grads.last),
+        gmixes: partial.chunks_exact_mut(dims.rows()).map(Shared::new).collect(),
+    };
+    run_items(&kernel, threads);
+    let sums = grads.mixes.chunks_exact_mut(dims.channels);
+    for (sum, rows) in sums.zip(partial.chunks_exact(dims.rows())) {
+        sum_rows(rows, sum);
+    }
 }

@@ -137,11 +137,6 @@ class LayerState(NamedTuple):
 SpikeGPTState = list[LayerState]
 
 
-def _shifted(x: Tensor, last: Tensor) -> Tensor:
-    """Each token's predecessor, ``[batch, time, channels]``; ``last`` precedes the first."""
-    return torch.cat((last[:, None].to(x.dtype), x[:, :-1]), dim=1)
-
-
 def _ramp(channels: int, power: float) -> Tensor:
     """``(i / channels) ** power``, ``[1, 1, channels]``: from quick to slow channels."""
     return (torch.arange(channels, dtype=torch.float32) / channels).pow(power)[None, None]
@@ -169,10 +164,10 @@ class TimeMix(nn.Module):
         self.output = nn.Linear(channels, channels, bias=False)
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor) -> tuple[Tensor, Tensor]:
-        previous = _shifted(x, shift)
-        k = self.key(torch.lerp(previous, x, self.time_mix_k))
-        v = self.value(torch.lerp(previous, x, self.time_mix_v))
-        r = self.receptance(torch.lerp(previous, x, self.time_mix_r))
+        mix = ops.token_mix if self.fused else ops.naive_token_mix
+        mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        xk, xv, xr = mix(x, shift, mixes)
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
         run = ops.wkv4 if self.fused else ops.naive_wkv4
         y, wkv = run(-torch.exp(self.time_decay), self.time_first, k, v, wkv)
         return self.output(torch.sigmoid(r) * y), wkv
@@ -184,6 +179,7 @@ class ChannelMix(nn.Module):
     def __init__(self, config: SpikeGPTConfig, layer: int) -> None:
         super().__init__()
         channels = config.n_embd
+        self.fused = config.fused
         rest = 1 - layer / config.n_layer
         self.time_mix_k = nn.Parameter(_ramp(channels, rest))
         self.time_mix_r = nn.Parameter(_ramp(channels, rest))
@@ -192,10 +188,10 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, channels, bias=False)
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        previous = _shifted(x, shift)
-        k = torch.relu(self.key(torch.lerp(previous, x, self.time_mix_k)))
-        r = self.receptance(torch.lerp(previous, x, self.time_mix_r))
-        return torch.sigmoid(r) * self.value(k * k)
+        mix = ops.token_mix if self.fused else ops.naive_token_mix
+        xk, xr = mix(x, shift, (self.time_mix_k, self.time_mix_r))
+        k = torch.relu(self.key(xk))
+        return torch.sigmoid(self.receptance(xr)) * self.value(k * k)
 
 
 class Block(nn.Module):
