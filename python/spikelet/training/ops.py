@@ -330,44 +330,112 @@ def naive_lif(
     return torch.stack(spikes, dim=1), v
 
 
-class _LmLoss(torch.autograd.Function):
-    """Mean cross entropy with L2Wrap, in few passes over the ``[tokens, vocab]`` logits."""
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, l2wrap: float, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Turn ``logits`` ``[n, vocab]`` into their gradient, in place.
+
+    Returns the sum of the cross entropies, and the gradient of the mean over ``tokens`` tokens.
+    """
+    top, argmax = logits.max(dim=-1, keepdim=True)
+    chosen = logits.gather(-1, targets[:, None])
+    grad = logits.sub_(top).exp_()
+    total = grad.sum(dim=-1, keepdim=True)
+    loss = (total.log() + top - chosen).sum()
+    grad.mul_(1 / (tokens * total))
+    grad.scatter_add_(-1, targets[:, None], grad.new_full((len(targets), 1), -1 / tokens))
+    grad.scatter_add_(-1, argmax, top * (l2wrap / tokens))
+    return loss, grad
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Head and loss together, a few hundred tokens at a time.
+
+    The gradients are made in the forward pass, while a chunk's logits are in the cache: neither
+    logits nor probabilities of the whole batch ever exist.
+    """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, logits: Tensor, targets: Tensor, l2wrap: float
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        l2wrap: float,
+        dtype: torch.dtype,
     ) -> Tensor:
-        top, argmax = logits.max(dim=-1, keepdim=True)
-        probabilities = torch.sub(logits, top).exp_()
-        total = probabilities.sum(dim=-1, keepdim=True)
-        chosen = logits.gather(-1, targets[:, None])
-        loss = (total.log() + top - chosen).mean()
-        ctx.save_for_backward(probabilities, total, top, argmax, targets)
-        ctx.l2wrap = l2wrap  # type: ignore[attr-defined]
-        return loss
+        tokens = len(targets)
+        ghidden, gweight = torch.empty_like(hidden), torch.zeros_like(weight)
+        weight, loss = weight.to(dtype), hidden.new_zeros(())
+        for rows in range(0, tokens, _HEAD_CHUNK):
+            chunk = slice(rows, rows + _HEAD_CHUNK)
+            inputs = hidden[chunk].to(dtype)
+            logits = (inputs @ weight.t()).to(hidden.dtype)
+            part, grad = _cross_entropy(logits, targets[chunk], l2wrap, tokens)
+            loss += part
+            grad = grad.to(dtype)
+            ghidden[chunk] = grad @ weight
+            gweight += grad.t() @ inputs
+        ctx.save_for_backward(ghidden, gweight)
+        return loss / tokens
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, None, None]:
-        probabilities, total, top, argmax, targets = ctx.saved_tensors
-        scale = grad / targets.numel()
-        glogits = probabilities * (scale / total)
-        glogits.scatter_add_(-1, targets[:, None], -scale.expand(targets.numel(), 1))
-        glogits.scatter_add_(-1, argmax, top * (scale * ctx.l2wrap))  # type: ignore[attr-defined]
-        return glogits, None, None
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        ghidden, gweight = ctx.saved_tensors
+        return grad * ghidden, grad * gweight, None, None, None
 
 
-def lm_loss(logits: Tensor, targets: Tensor, l2wrap: float = 1e-4) -> Tensor:
-    """Mean cross entropy in nats, whose gradient also pulls each largest logit towards 0.
+_HEAD_CHUNK = 512  # tokens; 8 MB of logits at a vocabulary of 4096
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1e-4) -> Tensor:
+    """Mean cross entropy of ``hidden @ weight.T`` in nats, with L2Wrap.
 
     L2Wrap (RWKV-LM) adds ``l2wrap * max_logit / tokens`` to the gradient of every position's largest
-    logit and leaves the loss value alone. It scales with the incoming gradient, so it keeps its
-    proportion under gradient accumulation.
+    logit, which pulls it towards 0, and leaves the loss value alone. It scales with the incoming
+    gradient, so it keeps its proportion under gradient accumulation.
 
     Args:
-        logits: ``[..., vocab]``.
+        hidden: ``[..., channels]``.
+        weight: ``[vocab, channels]``.
         targets: ``[...]``, int64.
         l2wrap: 0 turns it off.
     """
-    return _LmLoss.apply(logits.float().flatten(0, -2), targets.flatten(), l2wrap)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        flat = hidden.flatten(0, -2)
+        loss: Tensor = _HeadLoss.apply(flat, weight, targets.flatten(), l2wrap, dtype)
+    return loss
+
+
+class _L2Wrap(torch.autograd.Function):
+    """Identity on the loss; adds to the logits' gradient, see ``head_loss``."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, loss: Tensor, logits: Tensor, strength: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.strength = strength  # type: ignore[attr-defined]
+        return loss.clone()
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        (logits,) = ctx.saved_tensors
+        top, argmax = logits.max(dim=-1, keepdim=True)
+        scale = grad * ctx.strength / top.numel()  # type: ignore[attr-defined]
+        return grad, torch.zeros_like(logits).scatter_(-1, argmax, top * scale), None
+
+
+def naive_head_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1e-4
+) -> Tensor:
+    """Do what ``head_loss`` does, with all logits at once and torch's cross entropy."""
+    logits = torch.nn.functional.linear(hidden, weight)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    return _L2Wrap.apply(loss, logits, l2wrap)

@@ -45,7 +45,7 @@ class SpikeGPTConfig:
         spike_embedding: embed each token as a 0/1 vector (1 where the weight is >= 0). The published
             216M model has a real embedding.
         dropout: share of the residual stream dropped after each block.
-        l2wrap: strength of L2Wrap, see ``ops.lm_loss``.
+        l2wrap: strength of L2Wrap, see ``ops.head_loss``.
         fused: run the engine's kernels; False takes the plain-torch loops.
     """
 
@@ -304,10 +304,12 @@ class SpikeGPT(nn.Module):
 
         Every row starts from a fresh state, as in the authors' training.
         """
-        logits: Tensor = self.head(self.hidden(ids)[0])
+        hidden, _ = self.hidden(ids)
         if targets is None:
+            logits: Tensor = self.head(hidden)
             return logits
-        return ops.lm_loss(logits, targets, self.config.l2wrap)
+        loss = ops.head_loss if self.config.fused else ops.naive_head_loss
+        return loss(hidden, self.head.weight, targets, self.config.l2wrap)
 
     @torch.no_grad()
     def firing_rates(self, ids: Tensor) -> list[float]:
