@@ -107,22 +107,11 @@ impl Checker {
         Err(OpError::Length { op: self.op, argument, shape: shape.name(), found, needed })
     }
 
-    fn optional(
-        &self,
-        argument: &'static str,
-        shape: Shape,
-        found: Option<usize>,
-    ) -> Result<(), OpError> {
+    fn optional(&self, argument: &'static str, shape: Shape, found: Option<usize>) -> Result<(), OpError> {
         found.map_or(Ok(()), |n| self.length(argument, shape, n))
     }
 
-    fn mix_inputs(
-        &self,
-        x: &[f32],
-        last: &[f32],
-        mixes: &[&[f32]],
-        outputs: usize,
-    ) -> Result<(), OpError> {
+    fn mix_inputs(&self, x: &[f32], last: &[f32], mixes: &[&[f32]], outputs: usize) -> Result<(), OpError> {
         if !(1..=3).contains(&mixes.len()) || mixes.len() != outputs {
             return Err(OpError::Mixes { op: self.op, mixes: mixes.len(), outputs });
         }

@@ -3,8 +3,8 @@
 //! Arrays are float32 and C-contiguous. `spikelet.training.ops` wraps these for torch.
 
 use numpy::{Element, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
-use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
 use numpy::{PyArray3, PyUntypedArrayMethods};
+use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use spikelet::ops::{self, LifOutputGrads, MixGrads, OpError, SeqDims, WkvGrads, WkvInputs};
@@ -54,13 +54,7 @@ pub fn wkv4_forward(
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&k);
-    let inputs = WkvInputs {
-        w: slice!(w),
-        u: slice!(u),
-        k: slice!(k),
-        v: slice!(v),
-        state: slice!(opt state),
-    };
+    let inputs = WkvInputs { w: slice!(w), u: slice!(u), k: slice!(k), v: slice!(v), state: slice!(opt state) };
     let (y, state_out) = (slice!(mut y), slice!(opt mut state_out));
     py.detach(|| ops::wkv4_forward(dims, inputs, y, state_out, threads)).map_err(refused)
 }
@@ -88,13 +82,7 @@ pub fn wkv4_backward(
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&k);
-    let inputs = WkvInputs {
-        w: slice!(w),
-        u: slice!(u),
-        k: slice!(k),
-        v: slice!(v),
-        state: slice!(opt state),
-    };
+    let inputs = WkvInputs { w: slice!(w), u: slice!(u), k: slice!(k), v: slice!(v), state: slice!(opt state) };
     let (gy, gstate_out) = (slice!(gy), slice!(opt gstate_out));
     let grads = WkvGrads {
         w: slice!(mut gw),
@@ -120,8 +108,7 @@ pub fn lif_forward(
     let dims = dims(&x);
     let (x, membrane) = (slice!(x), slice!(opt membrane));
     let (spikes, membrane_out) = (slice!(mut spikes), slice!(opt mut membrane_out));
-    py.detach(|| ops::lif_forward(dims, x, membrane, spikes, membrane_out, threads))
-        .map_err(refused)
+    py.detach(|| ops::lif_forward(dims, x, membrane, spikes, membrane_out, threads)).map_err(refused)
 }
 
 /// LIF backward for the gradient `gspikes`, into `gx` and `gmembrane`.
@@ -142,11 +129,9 @@ pub fn lif_backward(
 ) -> PyResult<()> {
     let dims = dims(&x);
     let (x, membrane) = (slice!(x), slice!(opt membrane));
-    let grads =
-        LifOutputGrads { spikes: slice!(gspikes), membrane_out: slice!(opt gmembrane_out) };
+    let grads = LifOutputGrads { spikes: slice!(gspikes), membrane_out: slice!(opt gmembrane_out) };
     let (gx, gmembrane) = (slice!(mut gx), slice!(opt mut gmembrane));
-    py.detach(|| ops::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads))
-        .map_err(refused)
+    py.detach(|| ops::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads)).map_err(refused)
 }
 
 /// The outputs of a mix: float32, or the bits of bfloat16 as uint16.
@@ -169,10 +154,7 @@ macro_rules! slices {
         $arrays.iter().map(|a| a.as_slice().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
     };
     (mut $arrays:ident) => {
-        $arrays
-            .iter_mut()
-            .map(|a| a.as_slice_mut().map_err(not_contiguous))
-            .collect::<PyResult<Vec<_>>>()?
+        $arrays.iter_mut().map(|a| a.as_slice_mut().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
     };
 }
 
@@ -219,8 +201,7 @@ pub fn mix_backward(
 ) -> PyResult<()> {
     let dims = dims(&x);
     let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
-    let grads =
-        MixGrads { x: slice!(mut gx), last: slice!(mut glast), mixes: slice!(mut gmixes) };
+    let grads = MixGrads { x: slice!(mut gx), last: slice!(mut glast), mixes: slice!(mut gmixes) };
     match gout {
         MixOutputGrads::F32(gout) => {
             let gout = slices!(gout);
