@@ -43,6 +43,7 @@ mod pool;
 mod portable;
 mod recurrence;
 mod shared;
+pub mod train;
 mod vecops;
 
 pub use cpu::Cpu;
