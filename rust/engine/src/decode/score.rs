@@ -1,7 +1,7 @@
 //! Log probabilities of given tokens.
 
-use super::request::{SequenceState, check_ids};
 use super::Decoder;
+use super::request::{SequenceState, check_ids};
 use crate::backend::{LogitsWanted, PassRow, Runner};
 use crate::error::Result;
 use crate::sampler::Logprobs;
