@@ -45,6 +45,7 @@ mod portable;
 mod recurrence;
 mod shared;
 mod tile;
+pub mod train;
 mod vecops;
 
 pub use cpu::Cpu;
