@@ -156,11 +156,6 @@ impl<R: Runner> Decoder<R> {
         self.rows.len()
     }
 
-    /// What an active row has done so far. None: there is no such row.
-    pub fn stats(&self, row: RowId) -> Option<RowStats> {
-        self.rows.iter().find(|r| r.id == row).map(|row| row.stats)
-    }
-
     /// The final state of a row that has left and was asked to keep it. It can be taken once.
     ///
     /// # Errors
