@@ -108,7 +108,7 @@ impl Model {
 
     /// Ids of a prompt that must not be empty.
     fn some_ids(&self, name: &str, prompt: &Prompt) -> Result<Vec<u32>> {
-        let ids = self.shared.ids(prompt)?;
+        let ids = self.shared.ids(name, prompt)?;
         if ids.is_empty() { Err(bad_option(name, "no tokens", "at least one token")) } else { Ok(ids) }
     }
 }
@@ -280,7 +280,7 @@ impl Model {
             preset,
         };
         engine(py, || {
-            let request = options.request(&self.shared, &self.shared.ids(&prompt)?, seed, row)?;
+            let request = options.request(&self.shared, &self.shared.ids("prompt", &prompt)?, seed, row)?;
             let stream = Stream::start(&self.shared, &request, None)?;
             Ok(Generation::new(stream, request.sampling.seed))
         })

@@ -112,7 +112,7 @@ impl Session {
     ///     TokenizerError: a text for a model without a tokenizer.
     fn feed(&self, py: Python<'_>, prompt: Prompt) -> PyResult<usize> {
         let (count, stream) = engine(py, || {
-            let ids = self.shared.ids(&prompt)?;
+            let ids = self.shared.ids("prompt", &prompt)?;
             let count = ids.len();
             if count == 0 {
                 return Ok((0, None));
@@ -189,7 +189,7 @@ impl Session {
             preset,
         };
         engine(py, || {
-            let ids = prompt.map_or(Ok(Vec::new()), |prompt| self.shared.ids(&prompt))?;
+            let ids = prompt.map_or(Ok(Vec::new()), |prompt| self.shared.ids("prompt", &prompt))?;
             let request = options.request(&self.shared, &ids, seed, row)?;
             let seed = request.sampling.seed;
             Ok(Generation { stream: self.start(request)?, seed })
