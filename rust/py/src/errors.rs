@@ -1,7 +1,6 @@
 //! Engine errors as Python exceptions, and the door through which all engine work goes.
 
-use std::error::Error as _;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 
@@ -23,7 +22,7 @@ pub fn exception(error: &Error) -> PyErr {
     let message = error.to_string();
     match error {
         Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => NotFoundError::new_err(message),
-        Error::Io { source, .. } => FileError::new_err((message, errno(source))),
+        Error::Io { source, .. } => FileError::new_err((message, source.raw_os_error())),
         Error::Format { .. } | Error::Tensor { .. } | Error::Config { .. } => FormatError::new_err(message),
         Error::Tokenizer { .. } | Error::NoTokenizer { .. } => TokenizerError::new_err(message),
         Error::Unsupported { .. } => UnsupportedError::new_err(message),
@@ -31,12 +30,6 @@ pub fn exception(error: &Error) -> PyErr {
         Error::State { .. } => StateError::new_err(message),
         _ => SpikeletError::new_err(message),
     }
-}
-
-/// The system's number for an error, which may lie beneath others that say where it happened.
-fn errno(error: &io::Error) -> Option<i32> {
-    let beneath = || error.get_ref()?.source()?.downcast_ref();
-    error.raw_os_error().or_else(|| errno(beneath()?))
 }
 
 /// Does the engine's work without the GIL. An error becomes its exception; a panic, which is a defect of the engine,
