@@ -63,9 +63,19 @@ def test_no_prompts(writer: spikelet.Model) -> None:
         ("text", {}, TypeError, "a sequence of prompts is needed, found str"),
         (3, {}, TypeError, "a sequence of prompts is needed, found int"),
         ([1, 2], {}, TypeError, "a sequence of token ids is needed, found int"),
-        (["a"], {"batch_size": 0}, spikelet.OptionError, "`batch_size`: found 0, needed .* 1 or more"),
+        (
+            ["a"],
+            {"batch_size": 0},
+            spikelet.OptionError,
+            "`batch_size`: found 0, needed .* 1 or more",
+        ),
         (["a"], {"batch_size": -1}, spikelet.OptionError, "`batch_size`: found -1"),
-        (["a"], {"seed": [1, 2]}, spikelet.OptionError, "found 2 seeds, needed .* each of the 1 prompts"),
+        (
+            ["a"],
+            {"seed": [1, 2]},
+            spikelet.OptionError,
+            "found 2 seeds, needed .* each of the 1 prompts",
+        ),
         (["a"], {"seed": [-1]}, spikelet.OptionError, "`seed`: found -1"),
         (["a"], {"row": 1}, TypeError, "unexpected keyword argument 'row'"),
         (["a", [1, 999]], {}, spikelet.OptionError, "token id 999 is outside"),
@@ -84,5 +94,5 @@ def test_bad_batches_are_refused(
 
 
 def test_an_empty_prompt_is_refused_before_any_row_runs(model: spikelet.Model) -> None:
-    with pytest.raises(spikelet.OptionError, match="`prompt`.*at least one token"):
+    with pytest.raises(spikelet.OptionError, match=r"`prompt`.*at least one token"):
         model.generate_batch([[1], []], max_new_tokens=10**9)

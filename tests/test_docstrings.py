@@ -30,7 +30,9 @@ def documented() -> Iterator[tuple[str, object]]:
                     yield f"{name}.{member}", value
 
 
-@pytest.mark.parametrize(("name", "thing"), list(documented()), ids=[name for name, _ in documented()])
+@pytest.mark.parametrize(
+    ("name", "thing"), list(documented()), ids=[name for name, _ in documented()]
+)
 def test_it_is_documented(name: str, thing: object) -> None:
     doc = inspect.getdoc(thing)
     assert doc, f"{name} has no docstring"

@@ -37,7 +37,9 @@ def test_a_converted_model_has_the_same_bits(
     golden: Path, model: spikelet.Model, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
-    spikelet.convert(golden / "spikegpt-tiny", tmp_path / "copy", progress=lambda *at: seen.append(at))
+    spikelet.convert(
+        golden / "spikegpt-tiny", tmp_path / "copy", progress=lambda *at: seen.append(at)
+    )
     assert seen
     assert all(0 <= done <= total for done, total in seen)
     copy = spikelet.load(tmp_path / "copy", threads=1)

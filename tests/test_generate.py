@@ -249,7 +249,7 @@ def test_an_empty_prompt_begins_a_text(writer: spikelet.Model, model: spikelet.M
     assert writer.generate("", seed=1, max_new_tokens=9).run().ids == (
         writer.generate([0], seed=1, max_new_tokens=9).run().ids
     )
-    with pytest.raises(spikelet.OptionError, match="`prompt`.*names none that begins a text"):
+    with pytest.raises(spikelet.OptionError, match=r"`prompt`.*names none that begins a text"):
         model.generate([])
 
 
@@ -304,7 +304,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_new_tokens": -1}, spikelet.OptionError, "`max_new_tokens`: found -1"),
     ({"max_new_tokens": None, "logprobs": 257}, spikelet.OptionError, "`logprobs`: found 257"),
     ({"logprobs": -1}, spikelet.OptionError, "`logprobs`: found -1"),
-    ({"seed": -1}, spikelet.OptionError, r"`seed`: found -1, needed a whole number from 0 to 2\*\*64"),
+    (
+        {"seed": -1},
+        spikelet.OptionError,
+        r"`seed`: found -1, needed a whole number from 0 to 2\*\*64",
+    ),
     ({"seed": 2**64}, spikelet.OptionError, "`seed`: found 18446744073709551616"),
     ({"seed": "x"}, TypeError, "a whole number is needed, found str"),
     ({"row": 2**32}, spikelet.OptionError, "`row`: found 4294967296"),

@@ -86,7 +86,9 @@ def test_models_and_runs_have_names(house: Path) -> None:
 
 
 def test_an_unknown_name_names_those_there_are(house: Path) -> None:
-    with pytest.raises(spikelet.NotFoundError, match=r"tinny: no such .*known: .*tiny, first; searched") as caught:
+    with pytest.raises(
+        spikelet.NotFoundError, match=r"tinny: no such .*known: .*tiny, first; searched"
+    ) as caught:
         spikelet.load("tinny")
     assert isinstance(caught.value, FileNotFoundError)
     assert isinstance(caught.value, spikelet.SpikeletError)
@@ -104,9 +106,17 @@ def test_home_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device": "cuda"}, spikelet.UnsupportedError, 'device "cuda" is not supported: .*CPU only'),
+        (
+            {"device": "cuda"},
+            spikelet.UnsupportedError,
+            'device "cuda" is not supported: .*CPU only',
+        ),
         ({"device": "tpu"}, spikelet.OptionError, '`device`: found "tpu", needed "auto", "cpu"'),
-        ({"dtype": "q8"}, spikelet.UnsupportedError, 'dtype "q8" .*use "auto", "f32", "bf16" or "f16"'),
+        (
+            {"dtype": "q8"},
+            spikelet.UnsupportedError,
+            'dtype "q8" .*use "auto", "f32", "bf16" or "f16"',
+        ),
         ({"dtype": "int3"}, spikelet.OptionError, '`dtype`: found "int3", needed "auto", "f32"'),
         ({"threads": 0}, spikelet.OptionError, "`threads`: found 0, needed .* from 1 to 1024"),
         ({"threads": -1}, spikelet.OptionError, "`threads`: found -1"),

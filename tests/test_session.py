@@ -44,7 +44,9 @@ def test_forks_interleaved_give_what_each_gives_alone(writer: spikelet.Model) ->
     root.feed("the beginning")
     alone = [root.fork().generate(p, seed=2, max_new_tokens=20).run().ids for p in ("A", "B")]
     sessions = [root.fork(), root.fork()]
-    together = [s.generate(p, seed=2, max_new_tokens=20) for s, p in zip(sessions, "AB", strict=True)]
+    together = [
+        s.generate(p, seed=2, max_new_tokens=20) for s, p in zip(sessions, "AB", strict=True)
+    ]
     for _ in range(20):
         for generation in together:
             next(generation)
@@ -99,7 +101,7 @@ def test_a_session_that_has_read_nothing(writer: spikelet.Model, model: spikelet
     assert writer.session().generate(seed=1, max_new_tokens=5).run().ids == (
         writer.generate("", seed=1, max_new_tokens=5).run().ids
     )
-    with pytest.raises(spikelet.OptionError, match="`prompt`.*at least one token"):
+    with pytest.raises(spikelet.OptionError, match=r"`prompt`.*at least one token"):
         model.session().generate()
 
 
@@ -143,11 +145,15 @@ def test_a_saved_session_goes_on_in_another_process_with_the_same_bits(
     ]
 
 
-def test_the_file_is_safetensors_and_tells_what_it_is(writer: spikelet.Model, tmp_path: Path) -> None:
+def test_the_file_is_safetensors_and_tells_what_it_is(
+    writer: spikelet.Model, tmp_path: Path
+) -> None:
     session = writer.session()
     session.feed("abcd")
     session.save(tmp_path / "s.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"], "no temporary file stays"
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"], (
+        "no temporary file stays"
+    )
     arrays = load_file(tmp_path / "s.safetensors")
     state = writer.new_state()
     writer.forward(list(b"abc"), state)
@@ -182,13 +188,13 @@ def test_a_session_of_another_model_is_refused(
     session.feed("abc")
     session.save(path)
     other = spikelet.load(golden / "spikegpt-tiny-realemb", threads=1)
-    with pytest.raises(spikelet.StateError, match=f"{writer.sha256}.*{other.sha256}"):
+    with pytest.raises(spikelet.StateError, match=rf"{writer.sha256}.*{other.sha256}"):
         other.load_session(path)
     narrow = spikelet.load(bytes_folder, dtype="bf16", threads=1)
-    with pytest.raises(spikelet.StateError, match="saved with dtype f32, .* loaded with bf16"):
+    with pytest.raises(spikelet.StateError, match=r"saved with dtype f32, .* loaded with bf16"):
         narrow.load_session(path)
     rescaled = spikelet.load(bytes_folder, rescale_every=2, threads=1)
-    with pytest.raises(spikelet.StateError, match="saved with rescale_every 0, .* with 2"):
+    with pytest.raises(spikelet.StateError, match=r"saved with rescale_every 0, .* with 2"):
         rescaled.load_session(path)
 
 

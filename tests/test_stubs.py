@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stub_docs import STUB, documented
-
 import spikelet
+from stub_docs import STUB, documented
 
 PACKAGE = Path(spikelet.__file__).parent
 

@@ -37,7 +37,7 @@ def test_bytes_that_are_no_text(writer: spikelet.Model) -> None:
 
 def test_bad_ids_are_refused(writer: spikelet.Model) -> None:
     tokenizer = writer.tokenizer
-    for call in (tokenizer.token_bytes, tokenizer.id_to_token, lambda id: tokenizer.decode([id])):
+    for call in (tokenizer.token_bytes, tokenizer.id_to_token, lambda one: tokenizer.decode([one])):
         with pytest.raises(spikelet.OptionError, match="token id 256 is outside"):
             call(256)
         with pytest.raises(spikelet.OptionError, match="found -1, needed token ids from 0 to 255"):

@@ -59,7 +59,9 @@ pub fn load_session(path: &Path, model: &Model) -> Result<SequenceState> {
                 let reason = format!("is no session: found format {found}, needed {needed}");
                 return Err(Error::Format { path: path.into(), reason });
             }
-            "model_sha256" => format!("{} belongs to the model with SHA-256 {found}, this one has {needed}", path.display()),
+            "model_sha256" => {
+                format!("{} belongs to the model with SHA-256 {found}, this one has {needed}", path.display())
+            }
             _ => format!("{} was saved with {key} {found}, the model is loaded with {needed}", path.display()),
         };
         return Err(Error::State { reason });

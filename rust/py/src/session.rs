@@ -65,7 +65,9 @@ impl Session {
     fn state(&self) -> Result<Option<Arc<SequenceState>>> {
         let rest = lock(&self.rest)?;
         if rest.active.strong_count() > 0 {
-            return Err(Error::State { reason: "the session is generating: finish or close that generation first".into() });
+            return Err(Error::State {
+                reason: "the session is generating: finish or close that generation first".into(),
+            });
         }
         Ok(rest.state.clone())
     }
