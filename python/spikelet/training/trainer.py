@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from spikelet.training.config import SpikeGPTConfig, TrainerConfig
@@ -181,7 +182,7 @@ class Trainer:
             state = json.loads((folder / "state.json").read_text())
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise TrainingError(f"{folder}: not a whole checkpoint: {error}") from error
         saved = state["trainer_config"]
         for name in ("seed", "optimizer"):
