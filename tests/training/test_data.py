@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.training.tiny import DOCUMENTS, text_file, tiny_data  # noqa: E402
+from training.tiny import DOCUMENTS, text_file, tiny_data  # noqa: E402
 
 from spikelet.training import DataError  # noqa: E402
 from spikelet.training.data import (  # noqa: E402

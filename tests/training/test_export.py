@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
-from tests.training.tiny import text_file, tiny_trainer  # noqa: E402
+from training.tiny import text_file, tiny_trainer  # noqa: E402
 
 from spikelet.cli import train  # noqa: E402
 from spikelet.training import SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402

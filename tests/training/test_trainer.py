@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.training.tiny import tiny_trainer  # noqa: E402
+from training.tiny import tiny_trainer  # noqa: E402
 
 from spikelet.training import TrainerConfig, TrainingError  # noqa: E402
 from spikelet.training.trainer import Trainer, checkpoints, learning_rate  # noqa: E402
