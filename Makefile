@@ -1,0 +1,64 @@
+# One list of commands, the same here and in CI. `make help` lists them.
+# Everything happens in a virtual environment of its own; every step is skipped when nothing it depends on has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock) pyproject.toml
+PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python lint format bench clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+# The extension, optimised, with what it needs at run time: all that a user of the wheel gets.
+$(VENV)/built: $(VENV)/created $(RUST_SOURCES)
+	$(BIN)/python -m pip install --quiet 'maturin>=1.10,<2'
+	$(BIN)/maturin develop --release --quiet
+	touch $@
+
+# What tests and linters need besides; torch is by far the largest part.
+$(VENV)/dev: $(VENV)/created requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/built ## Write a story with the bundled model, offline
+	@$(BIN)/spikelet generate "Once upon a time" --max-new-tokens 200 --seed 7 --stats
+
+test: test-rust test-python ## Run all tests
+
+test-rust: $(VENV)/created ## Run the tests of the Rust crates
+	@if cargo nextest --version >/dev/null 2>&1; \
+		then cargo nextest run --workspace --exclude spikelet-py; \
+		else cargo test --workspace --exclude spikelet-py --lib --tests; fi
+	cargo test --quiet --workspace --exclude spikelet-py --doc
+
+test-python: $(VENV)/built $(VENV)/dev ## Run the tests of the package, the command line and the documents
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/built $(VENV)/dev ## Check format, lints, types and stubs
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## Format all code
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/built ## Measure decode and prefill beside the machine's bandwidth and FMA peak
+	$(BIN)/python benches/decode.py
+
+clean: ## Remove everything that was built
+	cargo clean
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,116 @@
+//! The runner on CPU.
+
+use std::sync::Arc;
+
+use super::{PassRow, Runner};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::model::{Activations, Model, Pass, StateBuffers, Trace};
+use crate::state::{Slot, StatePool};
+
+/// Most tokens of a pass: enough for the matrix kernels to reach their peak, few enough for the activations of large
+/// models to stay small.
+const MAX_PASS_TOKENS: usize = 512;
+
+/// A model with states and buffers of its own.
+pub struct CpuRunner {
+    model: Arc<Model>,
+    states: StatePool,
+    act: Activations,
+    state_buffers: StateBuffers,
+    logits: Vec<f32>,
+}
+
+impl CpuRunner {
+    pub(crate) fn new(model: Arc<Model>) -> Self {
+        let states = StatePool::new(model.state_layout().clone());
+        Self { model, states, act: Activations::default(), state_buffers: StateBuffers::default(), logits: Vec::new() }
+    }
+
+    /// The model that is run.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Like [`forward`](Runner::forward), and adds what the neurons did to `trace`. For a single row.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`] for an id outside the vocabulary.
+    pub fn forward_traced(&mut self, row: PassRow<'_>, trace: &mut Trace) -> Result<()> {
+        self.pass(&[row], Some(trace))
+    }
+
+    fn pass(&mut self, rows: &[PassRow<'_>], trace: Option<&mut Trace>) -> Result<()> {
+        self.check(rows)?;
+        self.logits.clear();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let Self { model, states, act, state_buffers, logits } = self;
+        let mut pass = Pass::new(model.cpu(), rows, states, state_buffers, trace);
+        model.architecture().forward(&mut pass, act, logits);
+        Ok(())
+    }
+
+    fn check(&self, rows: &[PassRow<'_>]) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        let mut tokens = 0;
+        for row in rows {
+            assert!(!row.tokens.is_empty(), "a row of a pass has no tokens");
+            assert!(
+                row.keep.len() == 1 || row.keep.len() == row.tokens.len(),
+                "a row of {} tokens cannot keep {} states",
+                row.tokens.len(),
+                row.keep.len()
+            );
+            if let Some(&id) = row.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+                return Err(Error::TokenId { id: u64::from(id), vocab_size });
+            }
+            tokens += row.tokens.len();
+        }
+        assert!(tokens <= MAX_PASS_TOKENS, "a pass of {tokens} tokens, the most is {MAX_PASS_TOKENS}");
+        Ok(())
+    }
+}
+
+impl Runner for CpuRunner {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn max_pass_tokens(&self) -> usize {
+        MAX_PASS_TOKENS
+    }
+
+    fn alloc_slot(&mut self) -> Slot {
+        self.states.alloc()
+    }
+
+    fn free_slot(&mut self, slot: Slot) {
+        self.states.free(slot);
+    }
+
+    fn reset_slot(&mut self, slot: Slot) {
+        self.states.reset(slot);
+    }
+
+    fn copy_slot(&mut self, from: Slot, to: Slot) {
+        self.states.copy(from, to);
+    }
+
+    fn read_state(&self, slot: Slot) -> Vec<f32> {
+        self.states.get(slot).to_vec()
+    }
+
+    fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()> {
+        self.states.write(slot, state)
+    }
+
+    fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+        self.pass(rows, None)
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+}

@@ -1,0 +1,79 @@
+//! The seam between decoding and devices: a [`Runner`] takes ragged rows of tokens through the model in one pass.
+
+mod cpu;
+
+pub use cpu::CpuRunner;
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::state::Slot;
+
+/// Which positions of a row need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsWanted {
+    /// None: the row only moves its state on.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// One sequence's share of a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct PassRow<'a> {
+    /// State before the tokens. Unchanged unless it is also named in `keep`.
+    pub slot: Slot,
+    /// At least one token id.
+    pub tokens: &'a [u32],
+    /// Which positions need logits.
+    pub logits: LogitsWanted,
+    /// Where states go: one slot takes the state after the last token; as many as there are tokens take the state after
+    /// each. `slot` itself may be among them. No slot may serve two rows of a pass.
+    pub keep: &'a [Slot],
+}
+
+/// Runs a model over batches of rows, and owns the state slots.
+///
+/// On CPU the result of a row does not depend, in any bit, on how its tokens are cut into passes or on the other rows.
+pub trait Runner: Send {
+    /// The model's configuration.
+    fn config(&self) -> &ModelConfig;
+
+    /// Most tokens that one pass may hold, over all rows.
+    fn max_pass_tokens(&self) -> usize;
+
+    /// Takes a slot holding the state before the first token.
+    fn alloc_slot(&mut self) -> Slot;
+
+    /// Gives a slot back.
+    fn free_slot(&mut self, slot: Slot);
+
+    /// Puts the state before the first token into a slot.
+    fn reset_slot(&mut self, slot: Slot);
+
+    /// Copies one slot over another.
+    fn copy_slot(&mut self, from: Slot, to: Slot);
+
+    /// Copies a slot's content out.
+    fn read_state(&self, slot: Slot) -> Vec<f32>;
+
+    /// Puts content that was read before into a slot.
+    ///
+    /// # Errors
+    /// [`Error::State`](crate::Error::State) if it does not fit the model.
+    fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()>;
+
+    /// Runs one pass.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the vocabulary. Nothing has changed then.
+    ///
+    /// # Panics
+    /// If a row has no tokens, `keep` has another length than 1 or the number of tokens, or the pass holds more than
+    /// [`max_pass_tokens`](Self::max_pass_tokens): mistakes of the caller, not of the user.
+    fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()>;
+
+    /// Logits of the last pass, `[lines][vocab_size]`: row after row, one line per position that needed them.
+    fn logits(&self) -> &[f32];
+}

@@ -1,0 +1,139 @@
+//! Architectures, one file each, and what they share: how weights come in and how a pass runs.
+
+mod loader;
+mod pass;
+mod rwkv4;
+mod spikegpt;
+mod trace;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use spikelet_simd::{Cpu, Level, WeightFormat, physical_cores};
+
+pub use self::pass::{Activations, Pass, StateBuffers};
+pub use self::trace::Trace;
+
+use self::loader::Loader;
+use crate::backend::CpuRunner;
+use crate::config::{ModelConfig, ModelType};
+use crate::error::{Error, Result};
+use crate::state::StateLayout;
+use crate::weights::{Checkpoint, Dtype};
+
+/// A model's arithmetic over one pass: what each file of this module provides.
+pub trait Architecture: Send + Sync {
+    /// Takes the tokens of a pass through the model: moves the states on, and leaves the wanted logits in `logits` as
+    /// `[lines][vocab]`.
+    fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>);
+
+    /// Bytes of packed weights.
+    fn weight_bytes(&self) -> usize;
+}
+
+/// Choices made when a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Format of the matrices in memory; the file's own when `None`.
+    pub format: Option<WeightFormat>,
+    /// Threads to compute with; the physical cores when `None`.
+    pub threads: Option<usize>,
+    /// Instruction set; the best of this CPU, or the one named by `SPIKELET_ISA`, when `None`.
+    pub level: Option<Level>,
+    /// Architecture, for files that do not say.
+    pub model_type: Option<ModelType>,
+    /// Replaces the configuration's `rescale_every`, the switch for compatibility with the authors' inference script.
+    pub rescale_every: Option<usize>,
+}
+
+/// A loaded model. It never changes, so any number of threads may run it at once, each with its own [`CpuRunner`].
+pub struct Model {
+    checkpoint: Arc<Checkpoint>,
+    config: ModelConfig,
+    format: WeightFormat,
+    cpu: Cpu,
+    layout: StateLayout,
+    architecture: Box<dyn Architecture>,
+}
+
+impl Model {
+    /// Loads a model folder, a safetensors file or an authors' `.pth` file.
+    ///
+    /// # Errors
+    /// Says which file, tensor or option is wrong, what was found and what was needed.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
+        let checkpoint = Arc::new(Checkpoint::open_with(path, options.model_type)?);
+        let mut config = checkpoint.config().clone();
+        if let Some(every) = options.rescale_every {
+            config.rescale_every = every;
+        }
+        let level = match options.level {
+            Some(level) => level,
+            None => Level::detect().map_err(|error| Error::Unsupported {
+                what: "SPIKELET_ISA".into(),
+                reason: error.to_string(),
+            })?,
+        };
+        let threads = options.threads.unwrap_or_else(physical_cores);
+        if threads == 0 {
+            return Err(Error::Option { name: "threads".into(), value: "0".into(), needed: "at least 1".into() });
+        }
+        let format = options.format.unwrap_or(match checkpoint.dtype() {
+            Dtype::Bf16 => WeightFormat::Bf16,
+            Dtype::F16 => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        });
+        let cpu = Cpu::new(level, threads);
+        let mut loader = Loader::new(&checkpoint, &config, format, &cpu);
+        let architecture: Box<dyn Architecture> = match config.model_type {
+            ModelType::Rwkv4 => Box::new(rwkv4::Rwkv4::load(&mut loader)?),
+            ModelType::SpikeGpt => Box::new(spikegpt::SpikeGpt::load(&mut loader)?),
+        };
+        let layout = loader.into_layout();
+        Ok(Arc::new(Self { checkpoint, config, format, cpu, layout, architecture }))
+    }
+
+    /// A runner with states of its own.
+    pub fn runner(self: &Arc<Self>) -> CpuRunner {
+        CpuRunner::new(Arc::clone(self))
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The files it came from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Where it came from.
+    pub fn path(&self) -> PathBuf {
+        self.checkpoint.path().to_path_buf()
+    }
+
+    /// Format of the matrices in memory.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// What the model computes with.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Names and places of the parts of a state.
+    pub fn state_layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    /// Bytes of weights that lie in memory, packed for the kernels.
+    pub fn weight_bytes(&self) -> usize {
+        self.architecture.weight_bytes()
+    }
+
+    pub(crate) fn architecture(&self) -> &dyn Architecture {
+        &*self.architecture
+    }
+}
