@@ -1,4 +1,4 @@
-"""Everything here needs torch; memory that torch hands out unwritten is NaN, so forgetting shows."""
+"""Everything here needs torch; memory that torch hands out unwritten is NaN."""
 
 from __future__ import annotations
 

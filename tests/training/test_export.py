@@ -11,10 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
-from training.tiny import text_file, tiny_trainer  # noqa: E402
 
 from spikelet.cli import train  # noqa: E402
-from spikelet.training import SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402
+from spikelet.errors import OptionError  # noqa: E402
+from spikelet.training import DataError, SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402
+from training.tiny import text_file, tiny_trainer  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
@@ -56,15 +57,14 @@ def command(text: Path, out: Path, *options: str) -> int:
     return train.run(parser.parse_args([str(text), "--out", str(out), *options]))
 
 
-SMALL = (
-    "--n-layer=1 --n-embd=16 --ctx-len=16 --vocab-size=280 --batch-size=2 --no-spike-embedding "
-    "--max-tokens=320 --warmup-tokens=32 --sample-tokens=3 --valid-every=10 --betas 0.9 0.95"
-).split()
+SMALL = [
+    *("--n-layer=1", "--n-embd=16", "--ctx-len=16", "--vocab-size=280", "--no-spike-embedding"),
+    *("--batch-size=2", "--max-tokens=320", "--warmup-tokens=32", "--betas", "0.9", "0.95"),
+    *("--sample-tokens=3", "--valid-every=10"),
+]
 
 
-def test_the_command_trains_resumes_and_exports(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
     text, out = text_file(tmp_path), tmp_path / "out"
     assert command(text, out, *SMALL, "--export-dtype=bf16") == 0
     config = json.loads((out / "config.json").read_text())
@@ -75,28 +75,26 @@ def test_the_command_trains_resumes_and_exports(
     assert settings["betas"] == [0.9, 0.95]
     assert settings["learning_rate"] == 1e-3  # the default, untouched
 
-    assert command(text, out, *SMALL) == 2
-    assert "holds a run already; --resume continues it" in capsys.readouterr().err
-    assert command(text, out, "--resume", "--n-embd=32") == 2
-    assert "--n-embd was 16 when the run began" in capsys.readouterr().err
+    with pytest.raises(OptionError, match="holds a run already; --resume continues it"):
+        command(text, out, *SMALL)
+    with pytest.raises(OptionError, match="--n-embd was 16 when the run began"):
+        command(text, out, "--resume", "--n-embd=32")
     resume = ("--resume", "--max-tokens=640", "--valid-every=10")
     assert command(text, out, *resume) == 0
     assert (out / "training" / "step-00000020").is_dir()
 
 
-def test_the_command_names_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(tmp_path / "none.txt", tmp_path / "out", *SMALL) == 2
-    assert "none.txt: no such text file" in capsys.readouterr().err
-    text = text_file(tmp_path)
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    text, out = text_file(tmp_path), tmp_path / "out"
+    with pytest.raises(DataError, match=r"none\.txt: no such text file"):
+        command(tmp_path / "none.txt", out, *SMALL)
     (tmp_path / "bad.json").write_text("{}")
-    assert command(text, tmp_path / "out", *SMALL, "--tokenizer", str(tmp_path / "bad.json")) == 2
-    assert "bad.json: not a tokenizer.json" in capsys.readouterr().err
-    assert command(text, tmp_path / "out", *SMALL, "--model-type=GPT") == 2
-    assert "model_type is 'GPT'" in capsys.readouterr().err
-    assert command(text, tmp_path / "out", "--resume") == 2
-    assert "holds no checkpoint to resume" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"bad\.json: not a tokenizer\.json"):
+        command(text, out, *SMALL, "--tokenizer", str(tmp_path / "bad.json"))
+    with pytest.raises(OptionError, match="model_type is 'GPT'"):
+        command(text, out, *SMALL, "--model-type=GPT")
+    with pytest.raises(OptionError, match="holds no checkpoint to resume"):
+        command(text, out, "--resume")
 
 
 def test_every_config_field_is_an_option_with_help() -> None:

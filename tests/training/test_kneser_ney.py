@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from kneser_ney import KneserNey  # noqa: E402
+from kneser_ney import KneserNey
 
 VOCAB = 6
 STREAM = np.random.default_rng(0).integers(0, VOCAB, 400) ** 2 % VOCAB

@@ -71,7 +71,9 @@ def test_parameters_carry_the_authors_names() -> None:
 def test_initialisation_is_the_authors() -> None:
     model = tiny(n_embd=24, n_ffn=96)
     for name, parameter in model.named_parameters():
-        if name.endswith(("att.key.weight", "receptance.weight", "att.output.weight", "ffn.value.weight")):
+        if name.endswith(
+            ("att.key.weight", "receptance.weight", "att.output.weight", "ffn.value.weight")
+        ):
             assert not parameter.any(), name
     att = model.blocks[1].att
     assert att is not None
@@ -142,7 +144,8 @@ def test_dropout_works_in_training_only() -> None:
 def test_generation_is_seeded_and_stops() -> None:
     model = tiny()
     drawn = [
-        model.generate([1, 2], 12, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+        model.generate([1, 2], 12, generator=torch.Generator().manual_seed(seed))
+        for seed in (5, 5, 6)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 12

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from spikelet import _spikelet  # noqa: E402
-from spikelet.training import ops  # noqa: E402
+from spikelet.training import loss, ops  # noqa: E402
 
 # Odd sizes on purpose: channel tails of the 16-lane blocks, one token, one row.
 SIZES = [(1, 1, 1), (2, 7, 16), (3, 33, 17), (2, 64, 50), (1, 5, 130)]
@@ -64,7 +64,9 @@ def test_wkv_equals_naive(size: tuple[int, int, int], fresh: bool) -> None:
     assert relative(after, after64) < 1e-6
     # aa and bb mean something together with pp only, so the loss looks at aa / bb.
     weight, weight_after = torch.randn_like(y64), torch.randn_like(after64[:, 0])
-    ((y * weight.float()).sum() + (after[:, 0] / after[:, 1] * weight_after.float()).sum()).backward()
+    (
+        (y * weight.float()).sum() + (after[:, 0] / after[:, 1] * weight_after.float()).sum()
+    ).backward()
     ((y64 * weight).sum() + (after64[:, 0] / after64[:, 1] * weight_after).sum()).backward()
     for found, expected in zip(inputs, doubles, strict=True):
         assert found.grad is not None
@@ -193,7 +195,9 @@ def test_naive_twins_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda *a: ops.naive_wkv4(*a)[0], (w, u, k, v, state))
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     last = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: ops.naive_token_mix(a[0], a[1], [a[2]]), (x, last, w))
+    assert torch.autograd.gradcheck(
+        lambda *a: ops.naive_token_mix(a[0], a[1], [a[2]]), (x, last, w)
+    )
     # A smooth step in place of the jump: the rest of the neuron, its reset included, is checked.
     assert torch.autograd.gradcheck(lambda a, b: ops.naive_lif(a, b, torch.sigmoid), (x, last))
 
@@ -209,7 +213,7 @@ def test_surrogate_gradient_is_atan_of_alpha_2() -> None:
 
 
 def test_the_reset_is_part_of_the_gradient() -> None:
-    # One token: h = x / 2, so dL/dx = (g_spike s' + g_v (1 - spike - h s')) / 2 with s' = s'(h - 1).
+    # One token: h = x / 2 and dL/dx = (g_spike s' + g_v (1 - spike - h s')) / 2, s' at h - 1.
     for value in (1.0, 2.0, 5.0):
         x = torch.full((1, 1, 1), value, requires_grad=True)
         spikes, membrane = ops.lif(x)
@@ -227,8 +231,8 @@ def test_head_loss_equals_naive(tokens: int) -> None:
     weight = torch.randn(37, 20, requires_grad=True)
     targets = torch.randint(0, 37, (tokens,))
     results = []
-    for loss in (ops.head_loss, ops.naive_head_loss):
-        value = loss(hidden, weight, targets, 0.01)
+    for head_loss in (loss.head_loss, loss.naive_head_loss):
+        value = head_loss(hidden, weight, targets, 0.01)
         results.append([value, *torch.autograd.grad(2.5 * value, [hidden, weight])])
     assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-5)
     for found, expected in zip(results[0][1:], results[1][1:], strict=True):
@@ -241,7 +245,7 @@ def test_l2wrap_adds_to_the_largest_logit_only() -> None:
     grads = []
     for strength in (0.0, 1e-2):
         leaf = logits.clone().requires_grad_()
-        ops.head_loss(leaf, identity, targets, strength).backward()
+        loss.head_loss(leaf, identity, targets, strength).backward()
         grads.append(leaf.grad)
     assert grads[0] is not None
     assert grads[1] is not None
@@ -250,6 +254,7 @@ def test_l2wrap_adds_to_the_largest_logit_only() -> None:
     assert torch.allclose(added, expected, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # in opcheck itself
 def test_operators_are_well_registered() -> None:
     w, u, k, v, state = wkv_inputs(2, 5, 8, torch.float32)
     torch.library.opcheck(ops._wkv4_op, (w, u, k, v, state))
@@ -261,11 +266,13 @@ def test_operators_are_well_registered() -> None:
 def test_wrong_arrays_are_refused() -> None:
     y = torch.empty(1, 2, 3).numpy()
     k = torch.zeros(1, 2, 3).numpy()
-    with pytest.raises(ValueError, match=r"wkv4_forward: w has 2 elements, shape \[channels\] needs 3"):
+    with pytest.raises(ValueError, match=r"w has 2 elements, shape \[channels\] needs 3"):
         _spikelet.wkv4_forward(k[0, 0, :2], k[0, 0], k, k, y)
     with pytest.raises(ValueError, match="C-contiguous"):
         _spikelet.lif_forward(torch.zeros(1, 3, 2).transpose(1, 2).numpy(), y)
     with pytest.raises(ValueError, match=r"no tensor can be \[1, 0, 3\]"):
         _spikelet.lif_forward(k[:, :0], y[:, :0])
     with pytest.raises(ValueError, match="4 mixes for 4 outputs"):
-        _spikelet.mix_forward(k, k[:, 0], [k[0, 0]] * 4, [torch.empty(1, 2, 3).numpy() for _ in "1234"])
+        _spikelet.mix_forward(
+            k, k[:, 0], [k[0, 0]] * 4, [torch.empty(1, 2, 3).numpy() for _ in "1234"]
+        )

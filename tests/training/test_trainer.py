@@ -14,10 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.tiny import tiny_trainer  # noqa: E402
-
 from spikelet.training import TrainerConfig, TrainingError  # noqa: E402
 from spikelet.training.trainer import Trainer, checkpoints, learning_rate  # noqa: E402
+from training.tiny import tiny_trainer  # noqa: E402
 
 
 def losses(trainer: Trainer) -> dict[int, str]:
@@ -26,9 +25,7 @@ def losses(trainer: Trainer) -> dict[int, str]:
 
 
 def test_cosine_schedule_at_its_points() -> None:
-    config = TrainerConfig(
-        learning_rate=1.0, min_lr_ratio=0.1, warmup_tokens=100, max_tokens=1100
-    )
+    config = TrainerConfig(learning_rate=1.0, min_lr_ratio=0.1, warmup_tokens=100, max_tokens=1100)
     rates = [learning_rate(config, tokens) for tokens in (0, 50, 100, 600, 1100, 5000)]
     assert rates == pytest.approx([0, 0.5, 1, 0.55, 0.1, 0.1])
 

@@ -6,7 +6,7 @@ A run is a folder. Its files are written to a temporary name and renamed, so wha
       tokenizer.json, training/config.json    how it was started
       training/train_log.csv                  one line per log interval and validation
       training/samples.txt                    text drawn at each validation
-      training/step-00001234/                 checkpoint: model, optimizer (safetensors), state (json)
+      training/step-00001234/                 checkpoint: two safetensors and state.json
 
 A run stopped at any moment and resumed continues with the numbers it would have had: the data order
 is a function of the position, and the checkpoint holds the optimiser and torch's random state.
@@ -62,7 +62,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainerConfig) -> torch.optim
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), fused=True, **common)
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() == 2 and name != "emb.weight" else rest).append(parameter)
     groups = [
