@@ -179,9 +179,9 @@ def _report(error: Exception) -> int:
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:
-    from spikelet import SpikeletError
+    from spikelet import OptionError, SpikeletError
 
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | OptionError):
         return 2, str(error)
     if isinstance(error, SpikeletError):
         return 1, str(error)
