@@ -44,6 +44,7 @@ KEPT_TURNS = 50  # how far /undo reaches
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "spikelet chat [options]"
     parser.epilog = EPILOG
     group = parser.add_argument_group("conversation")
     group.add_argument(

@@ -31,6 +31,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "spikelet generate [PROMPT] [options]"
     parser.epilog = EXAMPLES
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="text to go on from; '-' reads standard input"
@@ -94,9 +95,9 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
     start = time.perf_counter()
     generation = model.generate(prompt, **options)
     first_token: float | None = None
-    if out.is_terminal and not args.no_echo:
-        out.model_text(prompt, "dim")
     try:
+        if out.is_terminal and not args.no_echo:
+            out.model_text(prompt, "dim")
         for token in generation:
             if first_token is None:
                 first_token = time.perf_counter() - start

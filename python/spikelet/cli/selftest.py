@@ -107,9 +107,14 @@ def _run_level(
         if expected:
             text += f", needed {_readable(expected)}"
         return Outcome(level, False, text, digest)
-    judge = "the stored logits" if expected else "the other instruction sets"
     count = len(found["ids"])
-    return Outcome(level, True, f"{count} tokens: same bits as {judge}", digest)
+    if expected:
+        text = f"{count} tokens: the stored logits, bit for bit"
+    elif reference:
+        text = f"{count} tokens: same bits as the portable code"
+    else:
+        text = f"{count} tokens: same bits in one pass and one by one (nothing stored to compare with)"
+    return Outcome(level, True, text, digest)
 
 
 def _readable(answer: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Output:
 
     def paint(self, text: str, *styles: str) -> str:
         """`text` in the given styles, or as it is where colour is not wanted."""
-        if not self.colour or not text:
+        if not self.colour or not text or not styles:
             return text
         codes = ";".join(STYLES[style] for style in styles)
         return f"\x1b[{codes}m{text}\x1b[0m"
