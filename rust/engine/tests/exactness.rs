@@ -10,6 +10,7 @@ use std::sync::Arc;
 use common::{Random, VOCAB, bits, load, random_model, run};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::model::{LoadOptions, Model};
+use spikelet::state::Slot;
 use spikelet_simd::{Level, WeightFormat};
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
@@ -138,7 +139,6 @@ fn a_pass_leaves_the_state_after_each_token_and_rolling_back_is_choosing_one() {
         let model = load(folder, options(format));
         let mut runner = model.runner();
         let base = runner.alloc_slot();
-        let all = |slot, tokens, keep| PassRow { slot, tokens, logits: LogitsWanted::All, keep };
         runner.forward(&[all(base, &ids[..4], &[base])]).unwrap();
         let before = bits(&runner.read_state(base));
 
@@ -159,6 +159,10 @@ fn a_pass_leaves_the_state_after_each_token_and_rolling_back_is_choosing_one() {
             assert!(bits(&runner.read_state(slot)) == expected, "{name}: state after going on to {t}");
         }
     });
+}
+
+fn all<'a>(slot: Slot, tokens: &'a [u32], keep: &'a [Slot]) -> PassRow<'a> {
+    PassRow { slot, tokens, logits: LogitsWanted::All, keep }
 }
 
 /// The same ids up to the sixth, others after it.

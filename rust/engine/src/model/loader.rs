@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use spikelet_simd::{Cpu, Matrix, WeightFormat, convert};
+use spikelet_simd::convert::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use spikelet_simd::{Cpu, Matrix, WeightFormat};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -38,8 +39,8 @@ impl Embedding {
         table.row_to_f32(token as usize, out);
         match self.format {
             WeightFormat::F32 => {}
-            WeightFormat::Bf16 => convert::round_bf16(out),
-            WeightFormat::F16 => convert::round_f16(out),
+            WeightFormat::Bf16 => out.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x))),
+            WeightFormat::F16 => out.iter_mut().for_each(|x| *x = f16_to_f32(f32_to_f16(*x))),
         }
     }
 }

@@ -9,7 +9,7 @@ mod trace;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use spikelet_simd::{Cpu, Level, WeightFormat, pool::physical_cores};
+use spikelet_simd::{Cpu, Level, WeightFormat, physical_cores};
 
 pub use self::pass::{Activations, Pass, StateBuffers};
 pub use self::trace::Trace;
@@ -19,7 +19,7 @@ use crate::backend::CpuRunner;
 use crate::config::{ModelConfig, ModelType};
 use crate::error::{Error, Result};
 use crate::state::StateLayout;
-use crate::weights::{Checkpoint, Dtype, OpenOptions};
+use crate::weights::{Checkpoint, Dtype};
 
 /// A model's arithmetic over one pass: what each file of this module provides.
 pub trait Architecture: Send + Sync {
@@ -62,8 +62,7 @@ impl Model {
     /// # Errors
     /// Says which file, tensor or option is wrong, what was found and what was needed.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
-        let open = OpenOptions { model_type: options.model_type };
-        let checkpoint = Arc::new(Checkpoint::open_with(path, &open)?);
+        let checkpoint = Arc::new(Checkpoint::open_with(path, options.model_type)?);
         let mut config = checkpoint.config().clone();
         if let Some(every) = options.rescale_every {
             config.rescale_every = every;

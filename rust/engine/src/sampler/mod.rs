@@ -1,0 +1,18 @@
+//! From logits to the next token.
+//!
+//! A [`Sampler`] holds one row's settings and what it has said; a [`Workspace`] holds scratch memory that all rows share.
+//! [`Sampler::distribution`] gives the distribution and [`Dist::draw`] a token from it: whoever verifies drafts needs the
+//! first without the second. Which token is drawn depends on the logits, the settings, the row's own history and
+//! (seed, row, position), and is the same on every machine.
+
+mod chain;
+mod filters;
+mod logprobs;
+mod params;
+mod penalties;
+mod rng;
+
+pub use chain::{Dist, Sampler, Workspace};
+pub use logprobs::{Logprobs, TokenLogprob};
+pub use params::{Preset, SamplingParams};
+pub use rng::{Noise, philox};

@@ -1,0 +1,131 @@
+//! AVX-512: a virtual vector is one 512-bit register. Intrinsics only.
+
+use crate::{Isa, LANES, Op};
+use std::arch::x86_64::*;
+
+/// Proof that this processor has AVX-512 F, BW, DQ and VL (all server and desktop processors with AVX-512 do).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// The features tested here are exactly those enabled in `enter_enabled`.
+    pub(crate) fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+
+    #[inline]
+    pub(crate) fn enter<O: Op>(self, op: O) -> O::Output {
+        // SAFETY: `self` exists, so `new` has seen every feature that the callee enables.
+        unsafe { self.enter_enabled(op) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn enter_enabled<O: Op>(self, op: O) -> O::Output {
+        op.run(self)
+    }
+}
+
+/// Calls intrinsics that need no more than the features `Avx512::new` tests.
+macro_rules! avx512 {
+    ($($body:tt)*) => {
+        // SAFETY: `self` proves that the processor has the features; pointers come from references to 16 lanes.
+        unsafe { $($body)* }
+    };
+}
+
+impl Isa for Avx512 {
+    type V = __m512;
+
+    const TILE_VECTORS: usize = 2;
+    const TILE_TOKENS: usize = 12;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        avx512!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> __m512 {
+        avx512!(_mm512_loadu_ps(x.as_ptr()))
+    }
+    #[inline(always)]
+    fn store(self, v: __m512, to: &mut [f32; LANES]) {
+        avx512!(_mm512_storeu_ps(to.as_mut_ptr(), v))
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> __m512 {
+        avx512! {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> __m512 {
+        avx512!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        avx512!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn select_gt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        avx512!(_mm512_mask_blend_ps(
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b),
+            no,
+            yes
+        ))
+    }
+    #[inline(always)]
+    fn select_ge(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        avx512!(_mm512_mask_blend_ps(
+            _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b),
+            no,
+            yes
+        ))
+    }
+    #[inline(always)]
+    fn select_nan(self, x: __m512, yes: __m512, no: __m512) -> __m512 {
+        avx512!(_mm512_mask_blend_ps(
+            _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x),
+            no,
+            yes
+        ))
+    }
+    #[inline(always)]
+    fn scale_exponent(self, p: __m512, magic: __m512) -> __m512 {
+        avx512! {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(magic));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        avx512!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+}

@@ -1,0 +1,467 @@
+//! [`Cpu`]: an instruction set, threads, and every operation that models are made of.
+
+use crate::matmul::{self, Blocked, Dense, Picked, Product, STREAM_TOKENS, Steps, Stream};
+use crate::pack::PANEL;
+use crate::pool::Pool;
+use crate::recurrence::{Lif, Sequences, Wkv4};
+use crate::shared::SharedMut;
+use crate::vecops::{Binary, BinaryOp, LayerNorm, TokenMix, Unary, UnaryOp};
+use crate::{LANES, Level, Matrix};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Work smaller than this stays on the calling thread: elements of an elementwise operation, and weights times tokens.
+const SMALL_ROWS: usize = 32 << 10;
+const SMALL_PRODUCT: usize = 32 << 10;
+/// Panels that one task of a streamed product takes at least, so that the kernel can run them side by side.
+const PANELS_AT_ONCE: usize = 4;
+/// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.
+const TASKS_PER_THREAD: usize = 4;
+/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read more slowly.
+const SPARSE_SHARE: (usize, usize) = (3, 4);
+
+/// Execution context: an instruction set and a pool of threads. Shared by all passes over a model, also from several threads at once.
+///
+/// Slices are row-major, `[tokens][width]`; their lengths are asserted. After the first few calls nothing allocates.
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    /// Buffers not in use; calls at the same time take different ones.
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    x: Vec<f32>,
+    picked: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl Cpu {
+    /// A context of `threads` threads, the calling one included; for 1 there is no pool and no synchronisation.
+    ///
+    /// # Panics
+    /// If `threads` is 0.
+    pub fn new(level: Level, threads: usize) -> Cpu {
+        Cpu {
+            level,
+            pool: Pool::new(threads),
+            scratch: Mutex::default(),
+        }
+    }
+
+    /// The instruction set in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Threads that take part in an operation.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `task(i)` for every `i < tasks` on the threads of this context.
+    pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
+    }
+
+    /// Splits `0..count` into tasks of `step` or a multiple; all in one if `work` is small.
+    fn split(&self, count: usize, step: usize, small: bool, task: &(dyn Fn(Range<usize>) + Sync)) {
+        if count == 0 {
+            return;
+        }
+        if small || self.threads() == 1 {
+            return task(0..count);
+        }
+        let size = count
+            .div_ceil(self.threads() * TASKS_PER_THREAD)
+            .next_multiple_of(step);
+        self.run(count.div_ceil(size), &|i| {
+            task(i * size..count.min((i + 1) * size))
+        });
+    }
+
+    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> R {
+        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        let result = f(&mut scratch);
+        lock().push(scratch);
+        result
+    }
+
+    /// `y[n][outputs] = x[n][inputs] . W^T`. The bits of a token's outputs depend on its inputs and the weights only.
+    pub fn matmul(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32]) {
+        check_product(w, x, n, y);
+        match n {
+            0 => (),
+            1 => self.stream(w, x, x.len(), 1, Dense { inputs: w.inputs() }, y),
+            2..=STREAM_TOKENS => self.with_scratch(|scratch| {
+                let (width, stride) = (w.inputs(), matmul::stream_stride(w.inputs()));
+                grow(&mut scratch.x, n * stride);
+                for (from, to) in x
+                    .chunks_exact(width.max(1))
+                    .zip(scratch.x.chunks_exact_mut(stride))
+                {
+                    to[..width].copy_from_slice(from);
+                }
+                self.stream(
+                    w,
+                    &scratch.x[..n * stride],
+                    stride,
+                    n,
+                    Dense { inputs: width },
+                    y,
+                );
+            }),
+            _ => self.with_scratch(|scratch| self.blocked(w, x, n, y, &mut scratch.x)),
+        }
+    }
+
+    /// The same product, to the bit, faster if many inputs are zero in all of up to 8 tokens: their weights are not read.
+    pub fn matmul_sparse(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32]) {
+        check_product(w, x, n, y);
+        if n == 0 || n > STREAM_TOKENS || w.inputs() == 0 {
+            return self.matmul(w, x, n, y);
+        }
+        let done = self.with_scratch(|scratch| {
+            let width = w.inputs();
+            let most = width * SPARSE_SHARE.0 / SPARSE_SHARE.1;
+            if !matmul::pick(x, n, most, &mut scratch.picked, &mut scratch.ends) {
+                return false;
+            }
+            let count = scratch.picked.len();
+            let stride = matmul::stream_stride(count);
+            grow(&mut scratch.x, n * stride);
+            for (from, to) in x
+                .chunks_exact(width)
+                .zip(scratch.x.chunks_exact_mut(stride))
+            {
+                for (to, &i) in to.iter_mut().zip(&scratch.picked) {
+                    *to = from[i as usize];
+                }
+            }
+            let steps = Picked {
+                inputs: &scratch.picked,
+                ends: &scratch.ends,
+            };
+            self.stream(w, &scratch.x[..n * stride], stride, n, steps, y);
+            true
+        });
+        if !done {
+            self.matmul(w, x, n, y);
+        }
+    }
+
+    fn stream<S: Steps + Sync>(
+        &self,
+        w: &Matrix,
+        x: &[f32],
+        x_stride: usize,
+        n: usize,
+        steps: S,
+        y: &mut [f32],
+    ) {
+        let y = &SharedMut::new(y);
+        let small = w.outputs() * steps.len() * n < SMALL_PRODUCT;
+        self.split(
+            w.outputs().div_ceil(PANEL),
+            PANELS_AT_ONCE,
+            small,
+            &|panels| {
+                self.level.dispatch(Stream(Product {
+                    w,
+                    x,
+                    x_stride,
+                    n,
+                    steps,
+                    y,
+                    panels,
+                }));
+            },
+        );
+    }
+
+    fn blocked(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], copy: &mut Vec<f32>) {
+        let width = w.inputs();
+        let len = matmul::blocked_len(width, n);
+        grow(copy, len);
+        let to = &SharedMut::new(&mut copy[..len]);
+        self.split(n, 1, x.len() < SMALL_ROWS, &|tokens| {
+            for t in tokens {
+                matmul::copy_blocked(&x[t * width..(t + 1) * width], n, t, to);
+            }
+        });
+        let (x, y) = (&copy[..len], &SharedMut::new(y));
+        let small = w.outputs() * width * n < SMALL_PRODUCT;
+        self.split(w.outputs().div_ceil(PANEL), 1, small, &|panels| {
+            let steps = Dense { inputs: width };
+            self.level.dispatch(Blocked(Product {
+                w,
+                x,
+                x_stride: 0,
+                n,
+                steps,
+                y,
+                panels,
+            }));
+        });
+    }
+
+    /// `y = (x - mean) / sqrt(variance + eps) * weight + bias` over each of `n` rows of `weight.len()` channels.
+    pub fn layer_norm(
+        &self,
+        x: &[f32],
+        n: usize,
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        y: &mut [f32],
+    ) {
+        let width = weight.len();
+        check(
+            "layer_norm",
+            &[
+                ("x", x.len(), n * width),
+                ("bias", bias.len(), width),
+                ("y", y.len(), n * width),
+            ],
+        );
+        let y = &SharedMut::new(y);
+        self.rows(n, width, &|rows| {
+            // SAFETY: each task has its own rows.
+            let y = unsafe { y.part(rows.clone()) };
+            self.level.dispatch(LayerNorm {
+                x: &x[rows],
+                weight,
+                bias,
+                eps,
+                y,
+            });
+        });
+    }
+
+    /// `y = x * mu + prev * (1 - mu)` over each of `n` rows of `mu.len()` channels.
+    pub fn token_mix(&self, x: &[f32], prev: &[f32], n: usize, mu: &[f32], y: &mut [f32]) {
+        let size = n * mu.len();
+        check(
+            "token_mix",
+            &[
+                ("x", x.len(), size),
+                ("prev", prev.len(), size),
+                ("y", y.len(), size),
+            ],
+        );
+        let y = &SharedMut::new(y);
+        self.rows(n, mu.len(), &|rows| {
+            // SAFETY: each task has its own rows.
+            let y = unsafe { y.part(rows.clone()) };
+            self.level.dispatch(TokenMix {
+                x: &x[rows.clone()],
+                prev: &prev[rows],
+                mu,
+                y,
+            });
+        });
+    }
+
+    /// `x = max(x, 0)^2`.
+    pub fn relu_squared(&self, x: &mut [f32]) {
+        self.unary(x, || Unary::ReluSquared);
+    }
+
+    /// `y = y * sigmoid(r)`.
+    pub fn sigmoid_mul(&self, r: &[f32], y: &mut [f32]) {
+        self.binary("sigmoid_mul", r, y, Binary::SigmoidMul);
+    }
+
+    /// `y = y + x`.
+    pub fn add(&self, x: &[f32], y: &mut [f32]) {
+        self.binary("add", x, y, Binary::Add);
+    }
+
+    /// `y = y * s`.
+    pub fn scale(&self, s: f32, y: &mut [f32]) {
+        self.unary(y, || Unary::Scale(s));
+    }
+
+    /// `x = 1` where `x >= 0` (also for -0.0), else 0.
+    pub fn heaviside(&self, x: &mut [f32]) {
+        self.unary(x, || Unary::Heaviside);
+    }
+
+    /// WKV-4 over several independent sequences laid one after another in `k`, `v` and `y`, `[sum of lens][width]`.
+    ///
+    /// `state` is `[lens.len()][3][width]`: aa, bb, pp of each sequence (0, 0, -1e38 for a fresh one), moved on in place; `each`, if
+    /// given, is `[sum of lens][3][width]` and gets the state after every token. `decay` is `-exp(time_decay)`, `first` is `time_first`.
+    #[allow(clippy::too_many_arguments)] // the operation has these inputs
+    pub fn wkv4(
+        &self,
+        lens: &[usize],
+        width: usize,
+        decay: &[f32],
+        first: &[f32],
+        k: &[f32],
+        v: &[f32],
+        state: &mut [f32],
+        each: Option<&mut [f32]>,
+        y: &mut [f32],
+    ) {
+        let tokens: usize = lens.iter().sum();
+        let size = tokens * width;
+        check(
+            "wkv4",
+            &[
+                ("decay", decay.len(), width),
+                ("first", first.len(), width),
+                ("k", k.len(), size),
+                ("v", v.len(), size),
+            ],
+        );
+        check(
+            "wkv4",
+            &[
+                ("state", state.len(), lens.len() * 3 * width),
+                ("y", y.len(), size),
+            ],
+        );
+        check(
+            "wkv4",
+            &[(
+                "each",
+                each.as_ref().map_or(3 * size, |e| e.len()),
+                3 * size,
+            )],
+        );
+        let (state, each, y) = (
+            &SharedMut::new(state),
+            each.map(SharedMut::new),
+            &SharedMut::new(y),
+        );
+        // An element costs about as much as ten of an elementwise operation.
+        self.split(
+            width.div_ceil(LANES),
+            1,
+            size * 10 < SMALL_ROWS,
+            &|vectors| {
+                let sequences = Sequences {
+                    lens,
+                    width,
+                    vectors,
+                };
+                self.level.dispatch(Wkv4 {
+                    sequences,
+                    decay,
+                    first,
+                    k,
+                    v,
+                    state,
+                    each: each.as_ref(),
+                    y,
+                });
+            },
+        );
+    }
+
+    /// Leaky integrate-and-fire neurons over several sequences: `h = s + (x - s) / 2`, `y = 1` and `s = 0` where `h >= 1`, else `y = 0` and `s = h`.
+    ///
+    /// `x` and `y` are `[sum of lens][width]`; `state` is `[lens.len()][width]`, moved on in place; `each`, if given, is
+    /// `[sum of lens][width]` and gets the state after every token.
+    pub fn lif(
+        &self,
+        lens: &[usize],
+        width: usize,
+        x: &[f32],
+        state: &mut [f32],
+        each: Option<&mut [f32]>,
+        y: &mut [f32],
+    ) {
+        let size = lens.iter().sum::<usize>() * width;
+        check(
+            "lif",
+            &[
+                ("x", x.len(), size),
+                ("state", state.len(), lens.len() * width),
+                ("y", y.len(), size),
+            ],
+        );
+        check(
+            "lif",
+            &[("each", each.as_ref().map_or(size, |e| e.len()), size)],
+        );
+        let (state, each, y) = (
+            &SharedMut::new(state),
+            each.map(SharedMut::new),
+            &SharedMut::new(y),
+        );
+        self.split(width.div_ceil(LANES), 1, size < SMALL_ROWS, &|vectors| {
+            let sequences = Sequences {
+                lens,
+                width,
+                vectors,
+            };
+            self.level.dispatch(Lif {
+                sequences,
+                x,
+                state,
+                each: each.as_ref(),
+                y,
+            });
+        });
+    }
+
+    /// Calls `task` with ranges of elements that are whole rows of `width`.
+    fn rows(&self, n: usize, width: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+        if width > 0 {
+            self.split(n, 1, n * width < SMALL_ROWS, &|rows| {
+                task(rows.start * width..rows.end * width)
+            });
+        }
+    }
+
+    fn unary(&self, x: &mut [f32], op: impl Fn() -> Unary + Sync) {
+        let (len, x) = (x.len(), &SharedMut::new(x));
+        self.split(len, LANES, len < SMALL_ROWS, &|range| {
+            // SAFETY: each task has its own range.
+            self.level.dispatch(UnaryOp(op(), unsafe { x.part(range) }));
+        });
+    }
+
+    fn binary(&self, name: &str, x: &[f32], y: &mut [f32], op: Binary) {
+        check(name, &[("y", y.len(), x.len())]);
+        let (len, y) = (y.len(), &SharedMut::new(y));
+        self.split(len, LANES, len < SMALL_ROWS, &|range| {
+            // SAFETY: each task has its own range.
+            let y = unsafe { y.part(range.clone()) };
+            self.level.dispatch(BinaryOp(op, &x[range], y));
+        });
+    }
+}
+
+/// Makes room for `len` elements; keeps what memory there is.
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+}
+
+/// Lengths are the caller's program, not its data: a wrong one is a mistake to be found at once.
+#[track_caller]
+fn check(op: &str, lengths: &[(&str, usize, usize)]) {
+    for (name, found, wanted) in lengths {
+        assert_eq!(
+            found, wanted,
+            "{op}: wrong length of `{name}` (left: found, right: needed)"
+        );
+    }
+}
+
+#[track_caller]
+fn check_product(w: &Matrix, x: &[f32], n: usize, y: &[f32]) {
+    check(
+        "matmul",
+        &[
+            ("x", x.len(), n * w.inputs()),
+            ("y", y.len(), n * w.outputs()),
+        ],
+    );
+}

@@ -1,0 +1,396 @@
+//! The recurrences over time: WKV-4 and leaky integrate-and-fire neurons. Channels are independent, so lanes are channels and
+//! each vector of channels walks through all tokens with its state in registers.
+
+use crate::shared::SharedMut;
+use crate::vecops::exp;
+use crate::{Isa, LANES, Op};
+use std::ops::Range;
+
+/// Several sequences laid one after another, for some of the channels.
+pub(crate) struct Sequences<'a> {
+    pub lens: &'a [usize],
+    pub width: usize,
+    /// Vectors of 16 channels; each belongs to one task only.
+    pub vectors: Range<usize>,
+}
+
+impl Sequences<'_> {
+    /// Calls `f(sequence, first token, tokens, channels)`.
+    #[inline(always)]
+    fn each(&self, mut f: impl FnMut(usize, usize, usize, Range<usize>)) {
+        let mut first = 0;
+        for (sequence, &len) in self.lens.iter().enumerate() {
+            for vector in self.vectors.clone() {
+                f(
+                    sequence,
+                    first,
+                    len,
+                    vector * LANES..self.width.min((vector + 1) * LANES),
+                );
+            }
+            first += len;
+        }
+    }
+}
+
+/// Row `row` of a `[rows][width]` slice, only these channels.
+#[inline(always)]
+fn at(row: usize, width: usize, channels: &Range<usize>) -> Range<usize> {
+    row * width + channels.start..row * width + channels.end
+}
+
+/// WKV-4 with a running maximum `pp` of the exponents, which keeps `exp` in range:
+/// `aa` and `bb` are the sums of the paper, divided by `exp(pp)`.
+pub(crate) struct Wkv4<'a> {
+    pub sequences: Sequences<'a>,
+    pub decay: &'a [f32],
+    pub first: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub state: &'a SharedMut<'a, f32>,
+    pub each: Option<&'a SharedMut<'a, f32>>,
+    pub y: &'a SharedMut<'a, f32>,
+}
+
+impl Op for Wkv4<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let width = self.sequences.width;
+        self.sequences.each(|sequence, first, len, channels| {
+            let load = |x: &[f32], row: usize| isa.load_part(&x[at(row, width, &channels)], 0.0);
+            let store = |to: &SharedMut<'_, f32>, row: usize, v: I::V| {
+                // SAFETY: the channels belong to this task, and the part ends with this statement.
+                isa.store_part(v, unsafe { to.part(at(row, width, &channels)) });
+            };
+            let load_state = |i: usize| {
+                // SAFETY: as above.
+                let part = unsafe { self.state.part(at(3 * sequence + i, width, &channels)) };
+                isa.load_part(part, 0.0)
+            };
+            let (decay, bonus) = (load(self.decay, 0), load(self.first, 0));
+            let (mut aa, mut bb, mut pp) = (load_state(0), load_state(1), load_state(2));
+            for token in first..first + len {
+                let (k, v) = (load(self.k, token), load(self.v, token));
+
+                let ww = isa.add(bonus, k);
+                let p = isa.max(pp, ww);
+                let (e1, e2) = (exp(isa, isa.sub(pp, p)), exp(isa, isa.sub(ww, p)));
+                let numerator = isa.fma(e1, aa, isa.mul(e2, v));
+                store(self.y, token, isa.div(numerator, isa.fma(e1, bb, e2)));
+
+                let ww = isa.add(pp, decay);
+                let p = isa.max(ww, k);
+                let (e1, e2) = (exp(isa, isa.sub(ww, p)), exp(isa, isa.sub(k, p)));
+                aa = isa.fma(e1, aa, isa.mul(e2, v));
+                bb = isa.fma(e1, bb, e2);
+                pp = p;
+                if let Some(each) = self.each {
+                    store(each, 3 * token, aa);
+                    store(each, 3 * token + 1, bb);
+                    store(each, 3 * token + 2, pp);
+                }
+            }
+            store(self.state, 3 * sequence, aa);
+            store(self.state, 3 * sequence + 1, bb);
+            store(self.state, 3 * sequence + 2, pp);
+        });
+    }
+}
+
+/// Leaky integrate-and-fire with time constant 2, threshold 1 and a hard reset to 0; the state is the membrane potential.
+pub(crate) struct Lif<'a> {
+    pub sequences: Sequences<'a>,
+    pub x: &'a [f32],
+    pub state: &'a SharedMut<'a, f32>,
+    pub each: Option<&'a SharedMut<'a, f32>>,
+    pub y: &'a SharedMut<'a, f32>,
+}
+
+impl Op for Lif<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let width = self.sequences.width;
+        let (zero, half, one) = (isa.splat(0.0), isa.splat(0.5), isa.splat(1.0));
+        self.sequences.each(|sequence, first, len, channels| {
+            let store = |to: &SharedMut<'_, f32>, row: usize, v: I::V| {
+                // SAFETY: the channels belong to this task, and the part ends with this statement.
+                isa.store_part(v, unsafe { to.part(at(row, width, &channels)) });
+            };
+            // SAFETY: as above.
+            let mut potential = isa.load_part(
+                unsafe { self.state.part(at(sequence, width, &channels)) },
+                0.0,
+            );
+            for token in first..first + len {
+                let x = isa.load_part(&self.x[at(token, width, &channels)], 0.0);
+                let h = isa.add(potential, isa.mul(isa.sub(x, potential), half));
+                store(self.y, token, isa.select_ge(h, one, one, zero));
+                potential = isa.select_ge(h, one, zero, h);
+                if let Some(each) = self.each {
+                    store(each, token, potential);
+                }
+            }
+            store(self.state, sequence, potential);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Rng, assert_same_bits};
+    use crate::{Cpu, expf, for_each_isa};
+
+    const FRESH: f32 = -1e38;
+
+    /// Inputs, state and outputs of one run over `lens`, all of one width.
+    #[derive(Clone)]
+    struct Case {
+        lens: Vec<usize>,
+        width: usize,
+        decay: Vec<f32>,
+        first: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(lens: &[usize], width: usize) -> Case {
+            let mut rng = Rng(width as u64);
+            let total: usize = lens.iter().sum::<usize>() * width;
+            let decay = rng.vec(width).iter().map(|d| -(2.0 * d).exp()).collect();
+            let k = rng.vec(total).iter().map(|k| 12.0 * k).collect();
+            Case {
+                lens: lens.to_vec(),
+                width,
+                decay,
+                first: rng.vec(width),
+                k,
+                v: rng.vec(total),
+            }
+        }
+
+        /// Runs all sequences in passes of `pass` tokens each; returns y, the last state and the state after each token.
+        fn run(&self, cpu: &Cpu, op: Recurrence, pass: usize) -> [Vec<f32>; 3] {
+            let (width, rows) = (self.width, op.rows());
+            let total: usize = self.lens.iter().sum();
+            let (mut y, mut all) = (
+                vec![f32::NAN; total * width],
+                vec![f32::NAN; total * rows * width],
+            );
+            let mut states = Vec::new();
+            let mut start = 0;
+            for &len in &self.lens {
+                let mut state = op.fresh(width);
+                for t in (start..start + len).step_by(pass) {
+                    let n = pass.min(start + len - t);
+                    let (tokens, each) = (
+                        t * width..(t + n) * width,
+                        t * rows * width..(t + n) * rows * width,
+                    );
+                    op.call(
+                        cpu,
+                        self,
+                        &[n],
+                        tokens.clone(),
+                        &mut state,
+                        Some(&mut all[each]),
+                        &mut y[tokens],
+                    );
+                }
+                states.extend(state);
+                start += len;
+            }
+            [y, states, all]
+        }
+
+        fn run_together(&self, cpu: &Cpu, op: Recurrence, each: bool) -> [Vec<f32>; 3] {
+            let total = self.lens.iter().sum::<usize>() * self.width;
+            let (mut y, mut all) = (vec![f32::NAN; total], vec![f32::NAN; total * op.rows()]);
+            let mut state: Vec<f32> = self
+                .lens
+                .iter()
+                .flat_map(|_| op.fresh(self.width))
+                .collect();
+            op.call(
+                cpu,
+                self,
+                &self.lens,
+                0..total,
+                &mut state,
+                each.then_some(&mut all[..]),
+                &mut y,
+            );
+            [y, state, all]
+        }
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Recurrence {
+        Wkv4,
+        Lif,
+    }
+
+    impl Recurrence {
+        fn rows(self) -> usize {
+            if self == Recurrence::Wkv4 { 3 } else { 1 }
+        }
+
+        fn fresh(self, width: usize) -> Vec<f32> {
+            let mut state = vec![0.0; self.rows() * width];
+            if self == Recurrence::Wkv4 {
+                state[2 * width..].fill(FRESH);
+            }
+            state
+        }
+
+        #[allow(clippy::too_many_arguments)] // mirrors the methods under test
+        fn call(
+            self,
+            cpu: &Cpu,
+            c: &Case,
+            lens: &[usize],
+            at: std::ops::Range<usize>,
+            state: &mut [f32],
+            each: Option<&mut [f32]>,
+            y: &mut [f32],
+        ) {
+            match self {
+                Recurrence::Wkv4 => cpu.wkv4(
+                    lens,
+                    c.width,
+                    &c.decay,
+                    &c.first,
+                    &c.k[at.clone()],
+                    &c.v[at],
+                    state,
+                    each,
+                    y,
+                ),
+                Recurrence::Lif => cpu.lif(lens, c.width, &c.k[at], state, each, y),
+            }
+        }
+    }
+
+    fn naive_wkv4(c: &Case) -> [Vec<f32>; 3] {
+        let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        let mut token = 0;
+        for &len in &c.lens {
+            let mut state = Recurrence::Wkv4.fresh(c.width);
+            for _ in 0..len {
+                for i in 0..c.width {
+                    let (k, v) = (c.k[token * c.width + i], c.v[token * c.width + i]);
+                    let (aa, bb, pp) = (state[i], state[c.width + i], state[2 * c.width + i]);
+                    let ww = c.first[i] + k;
+                    let p = pp.max(ww);
+                    let (e1, e2) = (expf(pp - p), expf(ww - p));
+                    y.push(e1.mul_add(aa, e2 * v) / e1.mul_add(bb, e2));
+                    let ww = pp + c.decay[i];
+                    let p = ww.max(k);
+                    let (e1, e2) = (expf(ww - p), expf(k - p));
+                    state[i] = e1.mul_add(aa, e2 * v);
+                    state[c.width + i] = e1.mul_add(bb, e2);
+                    state[2 * c.width + i] = p;
+                }
+                all.extend(&state);
+                token += 1;
+            }
+            states.extend(state);
+        }
+        [y, states, all]
+    }
+
+    fn naive_lif(c: &Case) -> [Vec<f32>; 3] {
+        let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        let mut token = 0;
+        for &len in &c.lens {
+            let mut state = vec![0.0f32; c.width];
+            for _ in 0..len {
+                for i in 0..c.width {
+                    let h = state[i] + (c.k[token * c.width + i] - state[i]) / 2.0;
+                    y.push(if h >= 1.0 { 1.0 } else { 0.0 });
+                    state[i] = if h >= 1.0 { 0.0 } else { h };
+                }
+                all.extend(&state);
+                token += 1;
+            }
+            states.extend(state);
+        }
+        [y, states, all]
+    }
+
+    fn check(found: &[Vec<f32>; 3], wanted: &[Vec<f32>; 3], what: &str) {
+        for (i, part) in ["y", "state", "state after each token"].iter().enumerate() {
+            assert_same_bits(&found[i], &wanted[i], &format!("{what}: {part}"));
+        }
+    }
+
+    #[test]
+    fn whole_ragged_and_token_by_token_give_the_same_bits() {
+        let widths = if cfg!(miri) {
+            vec![17]
+        } else {
+            vec![1, 15, 16, 17, 33, 768]
+        };
+        for_each_isa(|level| {
+            for (op, naive) in [
+                (Recurrence::Wkv4, naive_wkv4 as fn(&Case) -> _),
+                (Recurrence::Lif, naive_lif),
+            ] {
+                for &width in &widths {
+                    let case = Case::new(&[5, 1, 0, 70], width);
+                    let wanted = naive(&case);
+                    for threads in [1, 2] {
+                        let cpu = Cpu::new(level, threads);
+                        check(&case.run_together(&cpu, op, true), &wanted, level.name());
+                        let [y, state, _] = case.run_together(&cpu, op, false);
+                        assert_same_bits(&y, &wanted[0], "without the state after each token");
+                        assert_same_bits(&state, &wanted[1], "without the state after each token");
+                        for pass in [1, 3, 64] {
+                            check(&case.run(&cpu, op, pass), &wanted, level.name());
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_neuron_fires_at_exactly_the_threshold_and_starts_again() {
+        for_each_isa(|level| {
+            let cpu = Cpu::new(level, 1);
+            let (mut state, mut y, mut each) = ([0.0; 1], [f32::NAN; 4], [f32::NAN; 4]);
+            cpu.lif(
+                &[4],
+                1,
+                &[1.0, 1.5, 1.0, 2.0],
+                &mut state,
+                Some(&mut each),
+                &mut y,
+            );
+            assert_eq!(y, [0.0, 1.0, 0.0, 1.0]);
+            assert_eq!(each, [0.5, 0.0, 0.5, 0.0]);
+            assert_eq!(state, [0.0]);
+        });
+    }
+
+    #[test]
+    fn the_first_token_of_a_fresh_wkv_state_is_its_value() {
+        for_each_isa(|level| {
+            let (mut state, mut y) = ([0.0, 0.0, FRESH], [f32::NAN; 1]);
+            Cpu::new(level, 1).wkv4(
+                &[1],
+                1,
+                &[-0.5],
+                &[0.3],
+                &[2.0],
+                &[0.7],
+                &mut state,
+                None,
+                &mut y,
+            );
+            assert_eq!((y, state), ([0.7], [0.7, 1.0, 2.0]));
+        });
+    }
+}

@@ -1,0 +1,537 @@
+//! Elementwise operations, sums over channels, and `exp`, written once over [`Isa`].
+//!
+//! Sums over channels: lane `l` of 16 adds the elements `l, l + 16, l + 32, ..` in ascending order, then the lanes are added
+//! in one fixed tree (`l + (l + 8)`, then 4, 2, 1). A tail is filled up with values that change nothing.
+
+use crate::{Isa, LANES, Level, Op};
+
+/// Above this, `exp` is infinite (ln of the largest f32).
+const EXP_MAX: f32 = 88.722_84;
+/// Below this, `exp` is zero: the result would be subnormal.
+const EXP_MIN: f32 = -87.33;
+/// Added to a small number, this leaves its nearest integer in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+/// ln 2 in two parts, the first with few enough bits that its product with a whole number up to 2^8 is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// `exp(r) = 1 + r + r^2 q(r)` for `|r| <= ln 2 / 2`: a minimax fit, relative error 3.1e-9 before rounding.
+const EXP_Q: [f32; 5] = [
+    0.499_999_94,
+    0.166_665_2,
+    0.041_668_4,
+    0.008_368_851,
+    0.001_381_432,
+];
+
+/// `exp` within 1 unit in the last place or so: 0 below -87.33, infinite above 88.72284, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
+    let magic = isa.fma(x, isa.splat(std::f32::consts::LOG2_E), isa.splat(MAGIC));
+    let n = isa.sub(magic, isa.splat(MAGIC));
+    let r = isa.fma(n, isa.splat(-LN2_HIGH), x);
+    let r = isa.fma(n, isa.splat(-LN2_LOW), r);
+    let mut q = isa.splat(EXP_Q[4]);
+    for i in (0..4).rev() {
+        q = isa.fma(q, r, isa.splat(EXP_Q[i]));
+    }
+    let p = isa.add(isa.splat(1.0), isa.fma(isa.mul(r, r), q, r));
+    let y = isa.scale_exponent(p, magic);
+    let y = isa.select_gt(isa.splat(EXP_MIN), x, isa.splat(0.0), y);
+    let y = isa.select_gt(x, isa.splat(EXP_MAX), isa.splat(f32::INFINITY), y);
+    isa.select_nan(x, x, y)
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(crate) fn sigmoid<I: Isa>(isa: I, x: I::V) -> I::V {
+    let one = isa.splat(1.0);
+    isa.div(one, isa.add(one, exp(isa, isa.sub(isa.splat(0.0), x))))
+}
+
+/// The sum of the 16 lanes, by halves.
+#[inline(always)]
+pub(crate) fn sum_lanes<I: Isa>(isa: I, v: I::V) -> f32 {
+    let mut lanes = isa.to_array(v);
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Calls `f` with every vector of `x`, the last filled up with `fill`.
+#[inline(always)]
+fn each<I: Isa>(isa: I, x: &[f32], fill: f32, mut f: impl FnMut(I::V)) {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        f(isa.load(chunk));
+    }
+    if !tail.is_empty() {
+        f(isa.load_part(tail, fill));
+    }
+}
+
+/// `y[i] = f(y[i])`.
+#[inline(always)]
+fn map<I: Isa>(isa: I, y: &mut [f32], f: impl Fn(I::V) -> I::V) {
+    let (whole, tail) = y.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        isa.store(f(isa.load(chunk)), chunk);
+    }
+    if !tail.is_empty() {
+        isa.store_part(f(isa.load_part(tail, 0.0)), tail);
+    }
+}
+
+/// `y[i] = f(x[i], y[i])`.
+#[inline(always)]
+fn map2<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(I::V, I::V) -> I::V) {
+    let (x_whole, x_tail) = x.as_chunks::<LANES>();
+    let (whole, tail) = y.as_chunks_mut::<LANES>();
+    for (x, y) in x_whole.iter().zip(whole) {
+        isa.store(f(isa.load(x), isa.load(y)), y);
+    }
+    if !tail.is_empty() {
+        isa.store_part(
+            f(isa.load_part(x_tail, 0.0), isa.load_part(tail, 0.0)),
+            tail,
+        );
+    }
+}
+
+/// Over one slice, in place.
+pub(crate) enum Unary {
+    ReluSquared,
+    Heaviside,
+    Scale(f32),
+    Exp,
+}
+
+pub(crate) struct UnaryOp<'a>(pub Unary, pub &'a mut [f32]);
+
+impl Op for UnaryOp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (zero, one) = (isa.splat(0.0), isa.splat(1.0));
+        match self.0 {
+            // The order keeps NaN: max gives its second operand where either is NaN.
+            Unary::ReluSquared => map(isa, self.1, |x| {
+                let r = isa.max(zero, x);
+                isa.mul(r, r)
+            }),
+            Unary::Heaviside => map(isa, self.1, |x| isa.select_ge(x, zero, one, zero)),
+            Unary::Scale(s) => map(isa, self.1, |x| isa.mul(isa.splat(s), x)),
+            Unary::Exp => map(isa, self.1, |x| exp(isa, x)),
+        }
+    }
+}
+
+/// Over two slices of equal length; the second is changed.
+#[derive(Clone, Copy)]
+pub(crate) enum Binary {
+    Add,
+    SigmoidMul,
+}
+
+pub(crate) struct BinaryOp<'a>(pub Binary, pub &'a [f32], pub &'a mut [f32]);
+
+impl Op for BinaryOp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.0 {
+            Binary::Add => map2(isa, self.1, self.2, |x, y| isa.add(y, x)),
+            Binary::SigmoidMul => map2(isa, self.1, self.2, |r, y| isa.mul(sigmoid(isa, r), y)),
+        }
+    }
+}
+
+/// Rows of `weight.len()` channels: `y = (x - mean) / sqrt(variance + eps) * weight + bias`.
+pub(crate) struct LayerNorm<'a> {
+    pub x: &'a [f32],
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
+    pub y: &'a mut [f32],
+}
+
+impl Op for LayerNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let width = self.weight.len();
+        let count = width as f32;
+        for (x, y) in self
+            .x
+            .chunks_exact(width)
+            .zip(self.y.chunks_exact_mut(width))
+        {
+            let mut sum = isa.splat(0.0);
+            each(isa, x, 0.0, |v| sum = isa.add(sum, v));
+            let mean = sum_lanes(isa, sum) / count;
+
+            let (mut squares, center) = (isa.splat(0.0), isa.splat(mean));
+            each(isa, x, mean, |v| {
+                let d = isa.sub(v, center);
+                squares = isa.fma(d, d, squares);
+            });
+            let scale = isa.splat(1.0 / (sum_lanes(isa, squares) / count + self.eps).sqrt());
+
+            let mut i = 0;
+            while i < width {
+                let end = width.min(i + LANES);
+                let d = isa.mul(isa.sub(isa.load_part(&x[i..end], 0.0), center), scale);
+                let (w, b) = (
+                    isa.load_part(&self.weight[i..end], 0.0),
+                    isa.load_part(&self.bias[i..end], 0.0),
+                );
+                isa.store_part(isa.fma(d, w, b), &mut y[i..end]);
+                i = end;
+            }
+        }
+    }
+}
+
+/// Rows of `mu.len()` channels: `y = x * mu + prev * (1 - mu)`.
+pub(crate) struct TokenMix<'a> {
+    pub x: &'a [f32],
+    pub prev: &'a [f32],
+    pub mu: &'a [f32],
+    pub y: &'a mut [f32],
+}
+
+impl Op for TokenMix<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let width = self.mu.len();
+        let rows = self
+            .x
+            .chunks_exact(width)
+            .zip(self.prev.chunks_exact(width));
+        for ((x, prev), y) in rows.zip(self.y.chunks_exact_mut(width)) {
+            let mut i = 0;
+            while i < width {
+                let end = width.min(i + LANES);
+                let mu = isa.load_part(&self.mu[i..end], 0.0);
+                let old = isa.mul(
+                    isa.load_part(&prev[i..end], 0.0),
+                    isa.sub(isa.splat(1.0), mu),
+                );
+                isa.store_part(
+                    isa.fma(isa.load_part(&x[i..end], 0.0), mu, old),
+                    &mut y[i..end],
+                );
+                i = end;
+            }
+        }
+    }
+}
+
+struct LogSumExp<'a>(&'a [f32]);
+
+impl Op for LogSumExp<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        let mut highest = isa.splat(f32::NEG_INFINITY);
+        each(isa, self.0, f32::NEG_INFINITY, |v| {
+            highest = isa.max(v, highest)
+        });
+        let highest = isa
+            .to_array(highest)
+            .into_iter()
+            .fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        // Subtracting an infinite maximum would make NaN of it.
+        let shift = if highest.is_finite() { highest } else { 0.0 };
+        let mut sum = isa.splat(0.0);
+        each(isa, self.0, f32::NEG_INFINITY, |v| {
+            sum = isa.add(sum, exp(isa, isa.sub(v, isa.splat(shift))))
+        });
+        (f64::from(shift) + ln(sum_lanes(isa, sum))) as f32
+    }
+}
+
+/// Natural logarithm from additions, multiplications and divisions only: the C library's may differ between processors.
+/// Absolute error below 1e-13.
+fn ln(x: f32) -> f64 {
+    if x.is_nan() || x <= 0.0 || x == f32::INFINITY {
+        return if x == 0.0 {
+            f64::NEG_INFINITY
+        } else if x > 0.0 {
+            f64::INFINITY
+        } else {
+            f64::NAN
+        };
+    }
+    // x = m * 2^e with m in [sqrt(1/2), sqrt(2)); a subnormal f32 is a normal f64.
+    let bits = f64::from(x).to_bits();
+    let above = bits.wrapping_sub(std::f64::consts::FRAC_1_SQRT_2.to_bits());
+    let e = (above as i64) >> 52;
+    let m = f64::from_bits(bits.wrapping_sub((e as u64) << 52));
+    // ln m = 2 artanh t, a series in t^2 <= 0.0295.
+    let t = (m - 1.0) / (m + 1.0);
+    let mut series = 0.0;
+    for k in (0..9).rev() {
+        series = series * (t * t) + 1.0 / f64::from(2 * k + 1);
+    }
+    e as f64 * std::f64::consts::LN_2 + 2.0 * t * series
+}
+
+/// `ln(sum(exp(x)))` without overflow; minus infinity for an empty slice, NaN if any element is NaN.
+///
+/// The result has the same bits on every instruction set.
+pub fn log_sum_exp(level: Level, x: &[f32]) -> f32 {
+    level.dispatch(LogSumExp(x))
+}
+
+/// `x = exp(x)` for every element, with the same bits on every instruction set.
+pub fn exp_in_place(level: Level, x: &mut [f32]) {
+    level.dispatch(UnaryOp(Unary::Exp, x));
+}
+
+/// `exp` of one number, with the bits of the vector form.
+pub fn expf(x: f32) -> f32 {
+    use crate::portable::fma;
+    if x.is_nan() {
+        return x;
+    }
+    if x < EXP_MIN {
+        return 0.0;
+    }
+    if x > EXP_MAX {
+        return f32::INFINITY;
+    }
+    let magic = fma(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = magic - MAGIC;
+    let r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, x));
+    let q = EXP_Q[..4].iter().rev().fold(EXP_Q[4], |q, &c| fma(q, r, c));
+    let p = 1.0 + fma(r * r, q, r);
+    f32::from_bits(p.to_bits().wrapping_add(magic.to_bits() << 23))
+}
+
+/// Index of the largest element, the first of equals. NaN counts as smaller than every number.
+///
+/// # Panics
+/// If `x` is empty.
+pub fn argmax(x: &[f32]) -> usize {
+    assert!(!x.is_empty(), "argmax of nothing");
+    let mut best = 0;
+    for (i, &v) in x.iter().enumerate() {
+        if v > x[best] || (x[best].is_nan() && !v.is_nan()) {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, assert_same_bits};
+    use crate::{Cpu, for_each_isa};
+
+    const EPS: f32 = 1e-5;
+
+    /// Lengths around whole vectors.
+    fn lengths() -> impl Iterator<Item = usize> {
+        1..=2 * LANES + 1
+    }
+
+    /// Distance in units of the last place of `wanted`.
+    fn ulps(found: f32, wanted: f64) -> f64 {
+        let rounded = wanted as f32;
+        let unit =
+            f64::from(f32::from_bits(rounded.abs().to_bits() + 1)) - f64::from(rounded.abs());
+        (f64::from(found) - wanted).abs() / unit
+    }
+
+    fn naive_sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        for (i, &v) in x.iter().enumerate() {
+            lanes[i % LANES] = f(lanes[i % LANES], v);
+        }
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
+
+    fn naive_layer_norm(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        let n = weight.len() as f32;
+        for (x, y) in x.chunks(weight.len()).zip(y.chunks_mut(weight.len())) {
+            let mean = naive_sum(x, |a, v| a + v) / n;
+            let variance = naive_sum(x, |a, v| (v - mean).mul_add(v - mean, a)) / n;
+            let scale = 1.0 / (variance + EPS).sqrt();
+            for i in 0..x.len() {
+                y[i] = ((x[i] - mean) * scale).mul_add(weight[i], bias[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_accurate_at_every_exponent() {
+        let mut worst = 0.0f64;
+        let step = if cfg!(miri) { 9_999_991 } else { 1_009 };
+        for bits in (0..0x7f80_0000u32).step_by(step) {
+            for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
+                if (EXP_MIN..=EXP_MAX).contains(&x) {
+                    worst = worst.max(ulps(expf(x), f64::from(x).exp()));
+                }
+            }
+        }
+        assert!(worst < 1.1, "{worst} units in the last place");
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(expf(0.0), 1.0);
+        assert_eq!(expf(-0.0), 1.0);
+        assert_eq!(expf(-1e38), 0.0);
+        assert_eq!(expf(f32::NEG_INFINITY), 0.0);
+        assert_eq!(expf(-87.331), 0.0);
+        assert!(expf(EXP_MIN) >= f32::MIN_POSITIVE);
+        assert!(expf(88.722).is_finite());
+        assert_eq!(expf(88.723), f32::INFINITY);
+        assert_eq!(expf(f32::MAX), f32::INFINITY);
+        assert!(expf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn vector_exp_has_the_bits_of_the_scalar() {
+        let mut rng = Rng(7);
+        let mut x: Vec<f32> = (0..if cfg!(miri) { 300 } else { 100_000 })
+            .map(|_| f32::from_bits(rng.next_u32()))
+            .collect();
+        x.extend((0..4_000).map(|i| (i - 2_000) as f32 * 0.0451));
+        x.extend([
+            0.0,
+            -0.0,
+            EXP_MIN,
+            EXP_MAX,
+            88.723,
+            -87.331,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -1e38,
+        ]);
+        let wanted: Vec<f32> = x.iter().map(|&x| expf(x)).collect();
+        for_each_isa(|level| {
+            let mut y = x.clone();
+            exp_in_place(level, &mut y);
+            assert_same_bits(&y, &wanted, level.name());
+        });
+    }
+
+    #[test]
+    fn elementwise_operations_at_every_length() {
+        for_each_isa(|level| {
+            let (cpu, name) = (Cpu::new(level, 1), level.name());
+            let mut rng = Rng(11);
+            for len in lengths().chain([0]) {
+                let (x, y) = (rng.vec(len), rng.vec(len));
+                let check = |op: &dyn Fn(&mut [f32]), naive: &dyn Fn(f32, f32) -> f32| {
+                    let mut found = y.clone();
+                    op(&mut found);
+                    let wanted: Vec<f32> = x.iter().zip(&y).map(|(&x, &y)| naive(x, y)).collect();
+                    assert_same_bits(&found, &wanted, name);
+                };
+                check(&|v| cpu.relu_squared(v), &|_, y| y.max(0.0) * y.max(0.0));
+                check(&|v| cpu.heaviside(v), &|_, y| {
+                    if y >= 0.0 { 1.0 } else { 0.0 }
+                });
+                check(&|v| cpu.scale(0.3, v), &|_, y| y * 0.3);
+                check(&|v| cpu.add(&x, v), &|x, y| y + x);
+                check(&|v| cpu.sigmoid_mul(&x, v), &|x, y| {
+                    1.0 / (1.0 + expf(-x)) * y
+                });
+            }
+            let mut edges = [-0.0, 0.0, f32::NAN, -f32::MIN_POSITIVE, f32::INFINITY];
+            cpu.heaviside(&mut edges);
+            assert_same_bits(&edges, &[1.0, 1.0, 0.0, 0.0, 1.0], name);
+            let mut edges = [-0.0, -3.0, f32::NAN, f32::NEG_INFINITY, 2.0];
+            cpu.relu_squared(&mut edges);
+            assert_same_bits(&edges, &[0.0, 0.0, f32::NAN, 0.0, 4.0], name);
+        });
+    }
+
+    #[test]
+    fn layer_norm_and_token_mix_at_every_length() {
+        for_each_isa(|level| {
+            let mut rng = Rng(13);
+            for threads in [1, 2] {
+                let cpu = Cpu::new(level, threads);
+                for width in lengths().chain([100, 768]) {
+                    let n = if width == 768 && !cfg!(miri) { 70 } else { 3 };
+                    let (x, prev) = (rng.vec(n * width), rng.vec(n * width));
+                    let (weight, bias) = (rng.vec(width), rng.vec(width));
+                    let mut wanted = vec![f32::NAN; n * width];
+                    let mut found = wanted.clone();
+                    naive_layer_norm(&x, &weight, &bias, &mut wanted);
+                    cpu.layer_norm(&x, n, &weight, &bias, EPS, &mut found);
+                    assert_same_bits(&found, &wanted, level.name());
+
+                    found.fill(f32::NAN);
+                    cpu.token_mix(&x, &prev, n, &weight, &mut found);
+                    for i in 0..n * width {
+                        let mu = weight[i % width];
+                        wanted[i] = x[i].mul_add(mu, prev[i] * (1.0 - mu));
+                    }
+                    assert_same_bits(&found, &wanted, level.name());
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn log_sum_exp_is_near_f64_and_equal_everywhere() {
+        let mut rng = Rng(17);
+        for len in lengths() {
+            let x: Vec<f32> = rng.vec(len).iter().map(|v| v * 30.0).collect();
+            let wanted = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+            let reference = log_sum_exp(Level::by_name("portable").expect("always there"), &x);
+            assert!(
+                (f64::from(reference) - wanted).abs() < 4e-6,
+                "{len}: {reference} {wanted}"
+            );
+            for_each_isa(|level| {
+                assert_same_bits(&[log_sum_exp(level, &x)], &[reference], level.name())
+            });
+        }
+        for_each_isa(|level| {
+            assert_eq!(log_sum_exp(level, &[]), f32::NEG_INFINITY);
+            assert_eq!(
+                log_sum_exp(level, &[f32::NEG_INFINITY; 3]),
+                f32::NEG_INFINITY
+            );
+            assert_eq!(log_sum_exp(level, &[1e30, 5.0]), 1e30);
+            assert_eq!(log_sum_exp(level, &[f32::INFINITY, 5.0]), f32::INFINITY);
+            assert!(log_sum_exp(level, &[1.0, f32::NAN, 5.0]).is_nan());
+        });
+    }
+
+    #[test]
+    fn ln_is_accurate() {
+        for bits in (1..0x7f80_0000u32).step_by(if cfg!(miri) { 9_999_991 } else { 100_003 }) {
+            let x = f32::from_bits(bits);
+            assert!((ln(x) - f64::from(x).ln()).abs() < 1e-13, "{x:e}");
+        }
+        assert_eq!(ln(0.0), f64::NEG_INFINITY);
+        assert_eq!(ln(f32::INFINITY), f64::INFINITY);
+        assert!(ln(f32::NAN).is_nan() && ln(-1.0).is_nan());
+    }
+
+    #[test]
+    fn argmax_takes_the_first_of_equals_and_no_nan() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0, 2.0]), 1);
+        assert_eq!(argmax(&[f32::NAN, -1.0, f32::NAN, 0.0]), 3);
+        assert_eq!(argmax(&[f32::NEG_INFINITY]), 0);
+    }
+}

@@ -1,0 +1,44 @@
+"""Every Python snippet of README.md and docs/ runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets() -> list[tuple[str, str]]:
+    """(name, code) of every fenced Python block."""
+    found = []
+    for page in PAGES:
+        for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            line = page.read_text()[: block.start()].count("\n") + 1
+            found.append((f"{page.name}:{line}", block[1]))
+    return found
+
+
+def test_there_are_snippets() -> None:
+    assert len(snippets()) >= 10
+
+
+@pytest.mark.parametrize(("name", "code"), snippets(), ids=[name for name, _ in snippets()])
+def test_snippet(name: str, code: str, tmp_path: Path) -> None:
+    if "spikelet.training" in code:
+        pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "benches" / "README.md"]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
