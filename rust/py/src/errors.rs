@@ -24,7 +24,7 @@ pub fn exception(error: &Error) -> PyErr {
         Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => NotFoundError::new_err(message),
         Error::Io { source, .. } => FileError::new_err((message, source.raw_os_error())),
         Error::Format { .. } | Error::Tensor { .. } | Error::Config { .. } => FormatError::new_err(message),
-        Error::Tokenizer { .. } => TokenizerError::new_err(message),
+        Error::Tokenizer { .. } | Error::NoTokenizer { .. } => TokenizerError::new_err(message),
         Error::Unsupported { .. } => UnsupportedError::new_err(message),
         Error::Option { .. } | Error::TokenId { .. } => OptionError::new_err(message),
         Error::State { .. } => StateError::new_err(message),

@@ -8,8 +8,7 @@ use pyo3::types::PyDict;
 use spikelet::config::ModelType;
 use spikelet::error::{Error, Result};
 use spikelet::weights::{Checkpoint, Dtype};
-use spikelet_simd::Level;
-use spikelet_simd::pool::physical_cores;
+use spikelet_simd::{Level, physical_cores};
 
 use crate::config::Facts;
 use crate::errors::{bad_option, engine};

@@ -21,8 +21,6 @@ use pyo3::prelude::*;
 /// The engine of spikelet. Use it through the `spikelet` package.
 #[pymodule]
 mod _spikelet {
-    use pyo3::prelude::*;
-
     #[pymodule_export]
     use super::config::ModelConfig;
     #[pymodule_export]

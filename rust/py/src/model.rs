@@ -62,7 +62,7 @@ pub fn load_model(
             model_type: model_type.map(ModelType::by_name).transpose()?,
             rescale_every: rescale_every.map(|every| every.to("rescale_every", "0 (off) or a number of layers")).transpose()?,
         };
-        let model = spikelet::Model::load(&path, &options)?;
+        let model = spikelet::model::Model::load(&path, &options)?;
         Ok(Model { shared: Arc::new(Shared::new(model)?) })
     })
 }

@@ -17,7 +17,7 @@ const MOST_IDLE: usize = 4;
 
 /// A loaded model with its tokenizer and settings.
 pub struct Shared {
-    pub model: Arc<spikelet::Model>,
+    pub model: Arc<spikelet::model::Model>,
     /// Or why there is none.
     tokenizer: std::result::Result<Arc<dyn Tokenizer>, String>,
     pub settings: GenerationConfig,
@@ -25,11 +25,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(model: Arc<spikelet::Model>) -> Result<Self> {
+    pub fn new(model: Arc<spikelet::model::Model>) -> Result<Self> {
         let config = model.config();
         let tokenizer = match load_tokenizer(&model.path(), Some(config)) {
             Ok(tokenizer) => Ok(tokenizer),
-            Err(error @ Error::NoTokenizer { .. }) => Err(error.to_string()),
+            Err(Error::NoTokenizer { reason, .. }) => Err(reason),
             Err(error) => return Err(error),
         };
         let settings = model.checkpoint().generation_config()?.unwrap_or_default();
@@ -41,7 +41,10 @@ impl Shared {
     }
 
     pub fn tokenizer(&self) -> Result<&Arc<dyn Tokenizer>> {
-        self.tokenizer.as_ref().map_err(|reason| Error::Tokenizer { path: self.model.path(), reason: reason.clone() })
+        self.tokenizer.as_ref().map_err(|reason| {
+            let reason = format!("give token ids instead of text; {reason}");
+            Error::NoTokenizer { path: self.model.path(), reason }
+        })
     }
 
     /// The ids of a prompt, every one of them in the vocabulary.

@@ -7,7 +7,7 @@ use numpy::ndarray::IntoDimension;
 use numpy::{Element, IntoPyArray, PyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
-use spikelet::Model;
+use spikelet::model::Model;
 use spikelet::backend::{CpuRunner, Runner};
 use spikelet::decode::Decoder;
 use spikelet::error::{Error, Result};
@@ -43,7 +43,7 @@ impl State {
     /// The state before the first token, or with the values of `arrays`.
     pub fn new(model: &Arc<Model>, arrays: Option<&Bound<'_, PyMapping>>) -> PyResult<Self> {
         let layout = model.state_layout();
-        let mut values = vec![0.0; layout.len()];
+        let mut values = vec![0f32; layout.len()];
         layout.fill_fresh(&mut values);
         if let Some(arrays) = arrays {
             for field in layout.fields() {

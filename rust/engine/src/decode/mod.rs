@@ -113,6 +113,11 @@ impl<R: Runner> Decoder<R> {
         row.map(|row| row.end = Some(FinishReason::Cancelled.into())).is_some()
     }
 
+    /// What an active row did so far.
+    pub fn stats(&self, row: RowId) -> Option<RowStats> {
+        self.rows.iter().find(|r| r.id == row).map(|r| r.stats)
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.rows.is_empty()

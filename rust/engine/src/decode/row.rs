@@ -35,7 +35,14 @@ pub(super) struct Row {
 
 impl Row {
     /// A row that has read nothing of `tokens`, which are at least one. `eos` ends it, if the request does not ignore it.
-    pub(super) fn new(id: RowId, slot: Slot, tokens: Vec<u32>, mut sampler: Sampler, request: &Request, eos: Option<u32>) -> Self {
+    pub(super) fn new(
+        id: RowId,
+        slot: Slot,
+        tokens: Vec<u32>,
+        mut sampler: Sampler,
+        request: &Request,
+        eos: Option<u32>,
+    ) -> Self {
         sampler.observe_prompt(&tokens);
         let stop = &request.stop;
         let mut row = Self {

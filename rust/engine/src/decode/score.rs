@@ -1,7 +1,7 @@
 //! Log probabilities of given tokens.
 
-use super::request::{SequenceState, check_ids};
 use super::Decoder;
+use super::request::{SequenceState, check_ids};
 use crate::backend::{LogitsWanted, PassRow, Runner};
 use crate::error::Result;
 use crate::sampler::Logprobs;
@@ -29,8 +29,12 @@ impl<R: Runner> Decoder<R> {
         scores
     }
 
-    /// Log probabilities of all `tokens` but the first, after the sequence in `slot`, which moves on.
-    fn score_from(&mut self, slot: Slot, tokens: &[u32]) -> Result<Vec<f32>> {
+    /// Log probabilities of all `tokens` but the first, after the sequence in a `slot` of the caller's, which moves on to
+    /// before the last token: so a long text can be scored in pieces, each beginning with the last token of the one before.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`](crate::Error::TokenId) or [`Error::Logits`](crate::Error::Logits).
+    pub fn score_from(&mut self, slot: Slot, tokens: &[u32]) -> Result<Vec<f32>> {
         let vocab_size = self.runner.config().vocab_size;
         let most = self.runner.max_pass_tokens().min(TOKENS_PER_PASS);
         let mut scores = Vec::with_capacity(tokens.len());

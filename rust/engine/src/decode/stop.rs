@@ -49,15 +49,15 @@ impl StopStrings {
 
     /// Where the first complete stop string lies.
     fn find(&self) -> Option<(usize, usize)> {
-        let places = self.strings.iter().filter_map(|s| self.held.find(s.as_str()).map(|start| (start, start + s.len())));
+        let places =
+            self.strings.iter().filter_map(|s| self.held.find(s.as_str()).map(|start| (start, start + s.len())));
         places.min_by_key(|&(start, end)| (end, start))
     }
 
     /// Length of the longest end of what is held that could begin a stop string.
     fn open(&self) -> usize {
-        let begins = |string: &str, length: &usize| {
-            string.is_char_boundary(*length) && self.held.ends_with(&string[..*length])
-        };
+        let begins =
+            |string: &str, length: &usize| string.is_char_boundary(*length) && self.held.ends_with(&string[..*length]);
         let longest = |string: &String| {
             let most = self.held.len().min(string.len() - 1);
             (1..=most).rev().find(|length| begins(string, length))

@@ -1,7 +1,8 @@
-//! The chain from logits to a distribution, and the draw from it.
+//! The chain from logits to a distribution.
 
 use spikelet_simd::{Level, exp_in_place};
 
+use super::dist::Dist;
 use super::filters::{Candidate, Candidates};
 use super::params::{Preset, SamplingParams};
 use super::penalties::Penalties;
@@ -35,40 +36,6 @@ impl Workspace {
     /// The instruction set it computes with. Results do not depend on it.
     pub fn level(&self) -> Level {
         self.level
-    }
-}
-
-/// A distribution over some tokens; all others have probability 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dist<'a> {
-    /// Token ids, ascending.
-    pub ids: &'a [u32],
-    /// Their probabilities, which sum to 1 up to rounding.
-    pub probs: &'a [f32],
-}
-
-impl Dist<'_> {
-    /// Probability of a token.
-    pub fn prob(&self, id: u32) -> f32 {
-        self.ids.binary_search(&id).map_or(0.0, |i| self.probs[i])
-    }
-
-    /// The token at `uniform`, a number in [0, 1), when probabilities are laid end to end in order of ids.
-    ///
-    /// Where rounding leaves their sum below `uniform`, the last token with a probability above 0.
-    ///
-    /// # Panics
-    /// If no token has a probability above 0, which no distribution of a [`Sampler`] is.
-    pub fn draw(&self, uniform: f64) -> u32 {
-        let mut sum = 0.0;
-        for (&id, &p) in self.ids.iter().zip(self.probs) {
-            sum += f64::from(p);
-            if uniform < sum {
-                return id;
-            }
-        }
-        let last = self.probs.iter().rposition(|&p| p > 0.0).expect("a distribution has a token to draw");
-        self.ids[last]
     }
 }
 
@@ -277,6 +244,7 @@ fn sum(x: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::logprobs::Logprobs;
     use super::*;
     use proptest::prelude::*;
 
@@ -337,7 +305,9 @@ mod tests {
         let wide: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
         let temperature = f64::from(params.temperature);
         let (mut p, steps) = match params.preset {
-            Preset::OpenAi => (softmax(&wide.iter().map(|l| l / temperature).collect::<Vec<_>>()), ["k", "p", "m", "t", ""]),
+            Preset::OpenAi => {
+                (softmax(&wide.iter().map(|l| l / temperature).collect::<Vec<_>>()), ["k", "p", "m", "t", ""])
+            }
             Preset::Rwkv => (softmax(&wide), ["p", "k", "m", "t", "temperature"]),
         };
         for step in steps {
@@ -371,7 +341,8 @@ mod tests {
     /// Whether a change of logits and shares near f32's precision changes what is kept: then either answer is right.
     fn on_the_border(params: &SamplingParams, logits: &[f32], kept: &[f64]) -> bool {
         [-1e-5_f32, 1e-5].into_iter().any(|shift| {
-            let moved: Vec<f32> = logits.iter().zip([1.0, -1.0, 0.5].iter().cycle()).map(|(l, d)| l + d * shift).collect();
+            let moved: Vec<f32> =
+                logits.iter().zip([1.0, -1.0, 0.5].iter().cycle()).map(|(l, d)| l + d * shift).collect();
             let mut params = params.clone();
             for share in [&mut params.top_p, &mut params.min_p, &mut params.typical_p] {
                 if (0.01..0.99).contains(share) {
@@ -432,6 +403,28 @@ mod tests {
     }
 
     #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let noise = Noise::new(1, 0);
+        let logits: Vec<f32> = (0..1000).map(|i| (noise.uniform(i) * 24.0 - 12.0) as f32).collect();
+        let changes =
+            [(1.0, 0, 1.0, 1.0), (0.7, 0, 0.9, 1.0), (1.4, 50, 1.0, 0.8), (0.9, 200, 0.95, 0.9), (0.0, 0, 1.0, 1.0)];
+        for (preset, (temperature, top_k, top_p, typical_p)) in
+            Preset::ALL.into_iter().flat_map(|preset| changes.map(|change| (preset, change)))
+        {
+            let params = SamplingParams { preset, temperature, top_k, top_p, typical_p, ..OFF };
+            let sampler = Sampler::new(&params, logits.len(), 0, 0).expect("good values");
+            let mut all = Level::available().into_iter().map(|level| {
+                let mut work = Workspace::new(level, logits.len());
+                let dist = sampler.distribution(&logits, &mut work).expect("finite");
+                let bits: Vec<u32> = dist.probs.iter().map(|p| p.to_bits()).collect();
+                (dist.ids.to_vec(), bits, Logprobs::new(level, &logits).of(7).to_bits())
+            });
+            let first = all.next().expect("at least the portable level");
+            assert!(all.all(|other| other == first), "{params:?}");
+        }
+    }
+
+    #[test]
     fn greedy_takes_the_first_of_the_greatest_after_bias_and_penalties() {
         let logits = [1.0, 3.0, 3.0, -1.0];
         let greedy = SamplingParams { temperature: 0.0, top_p: 0.0, ..OFF };
@@ -471,18 +464,6 @@ mod tests {
             let error = sampler.distribution(&[0.0; 3], &mut work).unwrap_err().to_string();
             assert!(error.contains("no token to draw"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_draw_beyond_the_sum_takes_the_last_possible_token() {
-        let dist = Dist { ids: &[3, 5, 8, 9], probs: &[0.5, 0.25, 0.2499, 0.0] };
-        assert_eq!(dist.draw(0.0), 3);
-        assert_eq!(dist.draw(0.5), 5);
-        assert_eq!(dist.draw(0.74999), 5);
-        assert_eq!(dist.draw(0.999999), 8);
-        assert_eq!(dist.prob(8), 0.2499);
-        assert_eq!(dist.prob(4), 0.0);
-        assert_eq!(Dist { ids: &[0, 1], probs: &[0.0, 1.0] }.draw(0.0), 1, "nothing of probability 0 is drawn");
     }
 
     #[test]

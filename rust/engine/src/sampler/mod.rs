@@ -6,13 +6,15 @@
 //! (seed, row, position), and is the same on every machine.
 
 mod chain;
+mod dist;
 mod filters;
 mod logprobs;
 mod params;
 mod penalties;
 mod rng;
 
-pub use chain::{Dist, Sampler, Workspace};
+pub use chain::{Sampler, Workspace};
+pub use dist::Dist;
 pub use logprobs::{Logprobs, TokenLogprob};
 pub use params::{Preset, SamplingParams};
 pub use rng::{Noise, philox};

@@ -115,9 +115,13 @@ mod tests {
     fn penalties_are_what_their_definition_says() {
         let prompt = [1, 2, 2, 5];
         let generated = [3, 2, 3, 3, 7, 0];
-        for (repetition_penalty, presence_penalty, frequency_penalty, penalty_decay) in
-            [(1.0, 0.0, 0.0, 1.0), (1.3, 0.0, 0.0, 1.0), (1.0, 0.4, 0.2, 1.0), (1.2, 0.4, 0.4, 0.996), (0.8, -0.5, 0.1, 0.0)]
-        {
+        for (repetition_penalty, presence_penalty, frequency_penalty, penalty_decay) in [
+            (1.0, 0.0, 0.0, 1.0),
+            (1.3, 0.0, 0.0, 1.0),
+            (1.0, 0.4, 0.2, 1.0),
+            (1.2, 0.4, 0.4, 0.996),
+            (0.8, -0.5, 0.1, 0.0),
+        ] {
             let params = SamplingParams {
                 repetition_penalty,
                 presence_penalty,

@@ -1,0 +1,111 @@
+//! The promise that a steady decode loop takes no memory.
+//!
+//! Every allocation of this program is counted. The loop runs with all samplers at work; once it is warm, steps may not
+//! allocate, free or grow anything.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod mock;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mock::decoder;
+use spikelet::decode::{Event, Events, Request, StopRules};
+use spikelet::sampler::{Preset, SamplingParams};
+
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`, which is also that of the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: `memory` came from the system's allocator with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: `memory` came from the system's allocator with this layout.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Rows that use everything a sampler has, for a long time.
+fn requests() -> Vec<Request> {
+    let filters =
+        [(0, 1.0, 0.0, 1.0), (20, 1.0, 0.0, 1.0), (0, 0.9, 0.0, 1.0), (0, 1.0, 0.1, 1.0), (30, 0.95, 0.02, 0.9)];
+    let sampling = filters.into_iter().flat_map(|(top_k, top_p, min_p, typical_p)| {
+        Preset::ALL.map(|preset| SamplingParams {
+            preset,
+            temperature: 1.2,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty: 1.1,
+            frequency_penalty: 0.1,
+            penalty_decay: 0.996,
+            logit_bias: vec![(3, 1.0)],
+            logprobs: 5,
+            ..Default::default()
+        })
+    });
+    let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+    let strings = vec!["zzzzzz".to_string(), "🦀🦀🦀🦀".to_string(), "né né".to_string()];
+    (0..)
+        .zip(sampling.chain([greedy]))
+        .map(|(row, sampling)| Request {
+            prompt: vec![row % 30 + 1; 5],
+            sampling,
+            stop: StopRules { max_new_tokens: 5000, strings: strings.clone(), ..Default::default() },
+            row,
+            ..Default::default()
+        })
+        .collect()
+}
+
+#[test]
+fn a_warm_loop_allocates_nothing() {
+    // Fewer tokens per pass than rows, and more.
+    for max_pass_tokens in [7, 64] {
+        let mut decoder = decoder(max_pass_tokens);
+        for request in requests() {
+            decoder.add(&request).unwrap();
+        }
+        let mut events = Events::new();
+        for _ in 0..20 {
+            decoder.step(&mut events).unwrap();
+        }
+        let rows = decoder.num_active();
+        let before = CALLS.load(Ordering::Relaxed);
+        let (mut tokens, mut bytes) = (0, 0);
+        for _ in 0..400 {
+            decoder.step(&mut events).unwrap();
+            for event in events.iter() {
+                if let Event::Token { text, .. } = event {
+                    tokens += 1;
+                    bytes += text.len();
+                }
+            }
+            if decoder.num_active() < rows {
+                break;
+            }
+        }
+        let calls = CALLS.load(Ordering::Relaxed) - before;
+        assert_eq!(decoder.num_active(), rows, "nobody stopped, so all steps count");
+        assert!(tokens >= 400 * rows.min(max_pass_tokens - max_pass_tokens / 8) && bytes > 0, "{tokens} {bytes}");
+        assert!(before > 0, "the count works");
+        assert_eq!(calls, 0, "allocations in 400 steps of {rows} rows");
+    }
+}
