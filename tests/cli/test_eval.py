@@ -132,7 +132,7 @@ def test_a_model_without_a_text(cli: Cli, model_folder: Path) -> None:
 
 
 def test_progress_on_a_terminal(model_folder: Path, text_file: Path) -> None:
-    text_file.write_bytes(TEXT.encode() * 100)
+    text_file.write_bytes(TEXT.encode() * 12)
     terminal = Terminal(["eval", "--model", model_folder, text_file], columns=100)
     assert terminal.finish() == 0
     assert "\r\x1b[2Ktext.txt \x1b[36m" in terminal.shown

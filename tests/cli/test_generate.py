@@ -107,7 +107,7 @@ def test_an_empty_prompt_is_refused_by_a_model_without_a_first_token(
     result = cli("generate", "", "--model", model_folder)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert "empty" in result.err
+    assert "option `prompt`" in result.err
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         total.seconds += score.seconds
     if args.json:
         result = {
-            "model": model.path,
+            "model": str(model.path),
             "dtype": model.dtype,
             "context": args.context,
             "texts": [score.as_dict() for score in scores],

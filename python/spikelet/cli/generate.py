@@ -144,7 +144,7 @@ def as_dict(model: Model, prompt: str, completion: Completion) -> dict[str, Any]
     """What --json prints of one text."""
     stats = completion.stats
     return {
-        "model": model.path,
+        "model": str(model.path),
         "prompt": prompt,
         "text": completion.text,
         "finish_reason": completion.finish_reason,
