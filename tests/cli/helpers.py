@@ -40,7 +40,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**env, "TERM": "xterm-256color", **(extra or {})}
 
 
-def start(*words: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    *words: str | Path, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
     """The program with pipes, still running."""
     streams: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
@@ -55,7 +57,13 @@ def start(*words: str | Path, env: Mapping[str, str] | None = None, **options: A
 class Terminal:
     """The program on a terminal of its own: what it shows, and keys to press."""
 
-    def __init__(self, words: Sequence[str | Path], *, columns: int = 80, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        *,
+        columns: int = 80,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self._master = master

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import spikelet
 from spikelet.cli.conversation import PLAIN_TEMPLATE, Template
 from spikelet.cli.terminal import UsageError
@@ -31,7 +32,9 @@ def test_a_story_goes_on_in_one_session(cli: Cli, model_folder: Path) -> None:
 
 
 def test_a_template_makes_turns(cli: Cli, model_folder: Path) -> None:
-    result = cli("chat", "--model", model_folder, "--template", "plain", *SHORT, stdin=b"Hi\nYou?\n")
+    result = cli(
+        "chat", "--model", model_folder, "--template", "plain", *SHORT, stdin=b"Hi\nYou?\n"
+    )
     session = spikelet.load(model_folder).session()
     first = reply(session, "User: Hi\n\nAssistant:", stop=["\n\n"]).lstrip()
     second = reply(session, "\n\nUser: You?\n\nAssistant:", stop=["\n\n"]).lstrip()

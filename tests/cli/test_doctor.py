@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import spikelet
 from spikelet.cli import doctor
 from spikelet.cli.selftest import FILE_NAME, compute, run_levels
@@ -78,13 +79,14 @@ def test_json(cli: Cli, answered: Path) -> None:
     assert [level["level"] for level in report["self_test"]["levels"]] == report["cpu"]["levels"]
 
 
-def test_a_forced_level_is_named(
-    cli: Cli, answered: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forced_level_is_named(cli: Cli, answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELET_ISA", "portable")
     out = cli("doctor", "--model", answered).out
-    (line,) = (line for line in out.splitlines() if line.strip().startswith("used") and "CPU" not in line)
-    assert "portable" in line and "SPIKELET_ISA" in line
+    (line,) = (
+        line for line in out.splitlines() if line.strip().startswith("used") and "CPU" not in line
+    )
+    assert "portable" in line
+    assert "SPIKELET_ISA" in line
 
 
 def test_an_impossible_level_fails(

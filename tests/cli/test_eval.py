@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import spikelet
 
 from .helpers import Cli, Terminal
@@ -88,7 +89,15 @@ def test_several_texts_have_a_total(cli: Cli, model_folder: Path, text_file: Pat
     other.write_text("Something else.")
     result = cli("eval", "--model", model_folder, text_file, other)
     header, *rows = result.out.splitlines()
-    assert header.split() == "text tokens bytes loss perplexity bits/byte tokens/s".split()
+    assert header.split() == [
+        "text",
+        "tokens",
+        "bytes",
+        "loss",
+        "perplexity",
+        "bits/byte",
+        "tokens/s",
+    ]
     assert [row.split()[0] for row in rows] == [str(text_file), str(other), "total"]
     tokens = [int(row.split()[1]) for row in rows]
     assert tokens[2] == tokens[0] + tokens[1]

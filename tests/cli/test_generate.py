@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 import spikelet
 
 from .conftest import make_model
@@ -26,16 +27,47 @@ def test_writes_what_the_package_writes(cli: Cli, model_folder: Path) -> None:
 
 
 def test_sampling_options_reach_the_engine(cli: Cli, model_folder: Path) -> None:
-    words = "--temperature 0.7 --top-k 40 --top-p 0.9 --min-p 0.01 --typical-p 0.95 --preset rwkv".split()
-    words += "--repetition-penalty 1.1 --presence-penalty 0.3 --frequency-penalty 0.2".split()
-    words += "--penalty-decay 0.99 --logit-bias 101=-inf --logit-bias 32=1.5 --stop-id 3".split()
+    words = [
+        "--temperature",
+        "0.7",
+        "--top-k",
+        "40",
+        "--top-p",
+        "0.9",
+        "--min-p",
+        "0.01",
+        "--typical-p",
+        "0.95",
+        "--preset",
+        "rwkv",
+    ]
+    words += [
+        "--repetition-penalty",
+        "1.1",
+        "--presence-penalty",
+        "0.3",
+        "--frequency-penalty",
+        "0.2",
+    ]
+    words += [
+        "--penalty-decay",
+        "0.99",
+        "--logit-bias",
+        "101=-inf",
+        "--logit-bias",
+        "32=1.5",
+        "--stop-id",
+        "3",
+    ]
     model = spikelet.load(model_folder)
     expected = model.generate(
         "Once", max_new_tokens=60, seed=3, temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, typical_p=0.95,
         preset="rwkv", repetition_penalty=1.1, presence_penalty=0.3, frequency_penalty=0.2, penalty_decay=0.99,
         logit_bias={101: float("-inf"), 32: 1.5}, stop_ids=[3],
     ).run()  # fmt: skip
-    result = cli("generate", "Once", "-n", "60", "--seed", "3", *words, "--json", "--model", model_folder)
+    result = cli(
+        "generate", "Once", "-n", "60", "--seed", "3", *words, "--json", "--model", model_folder
+    )
     found = json.loads(result.out)
     assert [token["id"] for token in found["tokens"]] == expected.ids
     assert found["text"] == expected.text
@@ -141,7 +173,17 @@ def test_impossible_values_are_one_line_and_code_2(
 
 def test_json_has_ids_and_log_probabilities(cli: Cli, model_folder: Path) -> None:
     result = cli(
-        "generate", "Once", "-n", "5", "--json", "--logprobs", "3", "--seed", "2", "--model", model_folder
+        "generate",
+        "Once",
+        "-n",
+        "5",
+        "--json",
+        "--logprobs",
+        "3",
+        "--seed",
+        "2",
+        "--model",
+        model_folder,
     )
     found = json.loads(result.out)
     assert found["finish_reason"] == "length"
@@ -155,7 +197,18 @@ def test_json_has_ids_and_log_probabilities(cli: Cli, model_folder: Path) -> Non
 
 
 def test_several_texts(cli: Cli, model_folder: Path) -> None:
-    words = ["generate", "Once", "-n", "8", "--num", "3", "--seed", "4", "--model", str(model_folder)]
+    words = [
+        "generate",
+        "Once",
+        "-n",
+        "8",
+        "--num",
+        "3",
+        "--seed",
+        "4",
+        "--model",
+        str(model_folder),
+    ]
     lines = [json.loads(line) for line in cli(*words, "--json").out.splitlines()]
     model = spikelet.load(model_folder)
     expected = model.generate_batch(["Once"] * 3, max_new_tokens=8, seed=4)
@@ -182,7 +235,9 @@ def test_settings_of_the_model_hold_until_overruled(cli: Cli, tmp_path: Path) ->
 
 
 def test_ctrl_c_ends_cleanly(model_folder: Path) -> None:
-    process = start("generate", "Once", "-n", FOREVER, "--ignore-eos", "--stats", "--model", model_folder)
+    process = start(
+        "generate", "Once", "-n", FOREVER, "--ignore-eos", "--stats", "--model", model_folder
+    )
     assert process.stdout is not None
     process.stdout.read(200)
     process.send_signal(signal.SIGINT)
@@ -195,7 +250,9 @@ def test_ctrl_c_ends_cleanly(model_folder: Path) -> None:
 
 @pytest.mark.parametrize("extra", [["--num", "3"], ["--json"]])
 def test_ctrl_c_while_nothing_is_streamed(model_folder: Path, extra: list[str]) -> None:
-    process = start("generate", "Once", "-n", "100000", "--ignore-eos", *extra, "--model", model_folder)
+    process = start(
+        "generate", "Once", "-n", "100000", "--ignore-eos", *extra, "--model", model_folder
+    )
     with pytest.raises(TimeoutError):
         # Long enough to be at work, whatever the machine.
         _communicate(process, 1.5)
@@ -261,7 +318,9 @@ def test_a_terminal_without_a_prompt(model_folder: Path) -> None:
 
 
 def test_ctrl_c_on_a_terminal(model_folder: Path) -> None:
-    terminal = Terminal(["generate", "Once", "-n", FOREVER, "--ignore-eos", "--model", model_folder])
+    terminal = Terminal(
+        ["generate", "Once", "-n", FOREVER, "--ignore-eos", "--model", model_folder]
+    )
     terminal.wait_for("Once")
     terminal.press("\x03")
     assert terminal.finish() == 130

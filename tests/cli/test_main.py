@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import spikelet
 from spikelet.cli import available_commands
 
@@ -109,7 +110,9 @@ def test_missing_torch_says_what_to_install(cli: Cli, monkeypatch: pytest.Monkey
     monkeypatch.setattr(spikelet.cli, "load_command", lambda name: NeedsTorch)
     result = cli("models")
     assert result.code == 1
-    assert result.err == "spikelet: error: torch is needed for this: pip install 'spikelet[train]'\n"
+    assert (
+        result.err == "spikelet: error: torch is needed for this: pip install 'spikelet[train]'\n"
+    )
 
 
 def test_output_is_utf8_in_any_locale(model_folder: Path) -> None:

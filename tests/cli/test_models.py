@@ -18,9 +18,11 @@ def test_models_of_the_home_are_listed_and_can_be_loaded(cli: Cli) -> None:
     assert {"fox", "night"} <= set(rows)
     assert rows["fox"]["model_type"] == "spikegpt"
     assert rows["fox"]["dtype"] == "f32"
-    assert rows["fox"]["file_bytes"] == Path(rows["fox"]["path"], "model.safetensors").stat().st_size
+    assert (
+        rows["fox"]["file_bytes"] == Path(rows["fox"]["path"], "model.safetensors").stat().st_size
+    )
     out = cli("models").out
-    assert out.splitlines()[0].split() == "name type parameters dtype size changed".split()
+    assert out.splitlines()[0].split() == ["name", "type", "parameters", "dtype", "size", "changed"]
     assert any(line.startswith("fox") and "249k" in line for line in out.splitlines())
     assert cli("info", "night").code == 0
 

@@ -6,6 +6,7 @@ import io
 import sys
 
 import pytest
+
 from spikelet.cli.terminal import (
     Output,
     Progress,
@@ -45,7 +46,11 @@ def test_seconds(value: float, text: str) -> None:
 
 def test_table() -> None:
     rows: list[tuple[str, ...]] = [("name", "size"), ("a", "1000"), ("long name", "7")]
-    assert table(rows, right=frozenset({1})) == ["name       size", "a          1000", "long name     7"]
+    assert table(rows, right=frozenset({1})) == [
+        "name       size",
+        "a          1000",
+        "long name     7",
+    ]
 
 
 def test_colour_only_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

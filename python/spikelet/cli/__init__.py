@@ -1,7 +1,7 @@
-"""The command `spikelet`: finds the subcommand, runs it, and turns what goes wrong into one line and an exit code.
+"""The command `spikelet`: finds the subcommand, runs it, and says in one line what went wrong.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of a pipe went away.
-A subcommand's module is imported only when it is called, and the engine only when the subcommand needs it.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of a pipe
+went away. A subcommand's module is imported only when it is called.
 """
 
 from __future__ import annotations
@@ -45,15 +45,21 @@ BROKEN_PIPE = 141
 class Command(Protocol):
     """What a module of this package offers."""
 
-    def configure(self, parser: argparse.ArgumentParser) -> None: ...
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the command's options."""
 
-    def run(self, args: argparse.Namespace) -> int: ...
+    def run(self, args: argparse.Namespace) -> int:
+        """Runs the command and returns the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and a guess at what was meant."""
+    """argparse with errors of one line."""
+
+    command: argparse.ArgumentParser | None = None
+    """The parser of the command that was asked for."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises what `main` prints."""
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
@@ -89,10 +95,12 @@ def build_parser(command: str | None) -> Parser:
         if name == command:
             load_command(name).configure(child)
             add_debug_option(child)
+            parser.command = child
     return parser
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --debug, which stands before or after the command."""
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -102,10 +110,12 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load_command(name: str) -> Command:
+    """Imports the module of a command."""
     return cast(Command, importlib.import_module(f"spikelet.cli.{name}"))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Words to options; wrong ones raise UsageError."""
     command = next((word for word in argv if not word.startswith("-")), None)
     if command is not None and command not in available_commands():
         near = difflib.get_close_matches(command, available_commands(), n=1)
@@ -127,7 +137,7 @@ def _unknown_option(parser: argparse.ArgumentParser, command: str | None, word: 
         if isinstance(action, argparse._SubParsersAction) and command:
             for child in action.choices[command]._actions:
                 options += child.option_strings
-    near = difflib.get_close_matches(word.split("=")[0], options, n=1)
+    near = difflib.get_close_matches(word.split("=", maxsplit=1)[0], options, n=1)
     if near:
         return f"unknown option {word} (did you mean {near[0]}?)"
     kind = "unknown option" if word.startswith("-") else "unexpected argument"
@@ -135,6 +145,7 @@ def _unknown_option(parser: argparse.ArgumentParser, command: str | None, word: 
 
 
 def run(argv: Sequence[str]) -> int:
+    """Runs what the words ask for; raises what goes wrong."""
     args = parse(argv)
     if args.version:
         from spikelet import __version__
@@ -153,22 +164,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("SPIKELET_DEBUG"))
     prepare_streams()
     try:
-        code = run(words)
-        sys.stdout.flush()
-        return code
+        return _run_and_flush(words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         abandon_stdout()
         return BROKEN_PIPE
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the outermost place: everything becomes a line
         if debug:
             traceback.print_exc()
         return _report(error)
 
 
+def _run_and_flush(words: Sequence[str]) -> int:
+    code = run(words)
+    sys.stdout.flush()
+    return code
+
+
 def _report(error: Exception) -> int:
-    """One line on stderr for what a user can act on; other exceptions are defects and keep their traceback."""
+    """One line on stderr for what a user can act on; a defect keeps its traceback."""
     code, message = _explain(error)
     if message is None:
         raise error

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikelet.cli.conversation import PLAIN_TEMPLATE, Chat, Conversation, Story, Template
@@ -39,11 +40,12 @@ examples:
   spikelet chat --model rwkv-4-world --template plain
   printf 'Once upon a time\\n\\n' | spikelet chat --seed 7
 """
-HELP = EPILOG.split("\n\n")[0]
+HELP = EPILOG.split("\n\n", maxsplit=1)[0]
 KEPT_TURNS = 50  # how far /undo reaches
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.usage = "spikelet chat [options]"
     parser.epilog = EPILOG
     group = parser.add_argument_group("conversation")
@@ -62,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     model = load_model(args)
     conversation, note = choose_conversation(model, args)
     session = model.session()
@@ -76,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
         return loop.run(_piped_line)
     err = stderr()
     kind = f"{model.config.model_type}, {model.dtype}, {model.isa}"
-    err.line(err.paint(f"{os.path.basename(model.path)} ({kind}). {note} /help lists commands.", "dim"))
+    err.line(err.paint(f"{Path(model.path).name} ({kind}). {note} /help lists commands.", "dim"))
     with _history(enabled=not args.no_history):
         return loop.run(_typed_line)
 
 
 def choose_conversation(model: Model, args: argparse.Namespace) -> tuple[Conversation, str]:
-    """A chat where the model or the user has a template; else a story, and a sentence that says so."""
+    """A chat where model or user has a template, else a story; and a sentence that says so."""
     options = sampling_arguments(args)
     text = unescape(args.template) if args.template else model.chat_template
     if text is None or text == "story":
@@ -119,6 +122,7 @@ class ChatLoop:
         }
 
     def run(self, read_line: Callable[[], str | None]) -> int:
+        """Turn by turn, until the lines end."""
         while True:
             try:
                 line = read_line()
@@ -143,7 +147,7 @@ class ChatLoop:
             else:
                 self._reply(line.removeprefix("/") if name.startswith("//") else line)
         except (SpikeletError, UsageError, OSError) as error:
-            # Someone at the keyboard can try again; a script must not go on as if nothing had happened.
+            # Someone at the keyboard can try again; a script must not go on as if all were well.
             if not self._interactive or isinstance(error, BrokenPipeError):
                 raise
             stderr().line(str(error))
@@ -168,7 +172,11 @@ class ChatLoop:
         generation = self._conversation.generation
         if generation is None:
             return
-        if self._interactive and generation.finish_reason == "eos" and self._session.num_tokens == 0:
+        if (
+            self._interactive
+            and generation.finish_reason == "eos"
+            and self._session.num_tokens == 0
+        ):
             self._say("The end. The next line begins a new story.")
         if self._stats:
             show_stats(self._session.model, generation, None)
@@ -216,7 +224,7 @@ class ChatLoop:
 def _needs_file(command: str, argument: str) -> str:
     if not argument:
         raise UsageError(f"{command} needs a file name")
-    return os.path.expanduser(argument)
+    return str(Path(argument).expanduser())
 
 
 def _joined(read: Callable[[str], str | None]) -> str | None:

@@ -1,7 +1,8 @@
 """How turns of a conversation become text for a session, and where a reply ends.
 
-Two ways: a chat template for models that were trained to answer, and a story that model and user write in turns for those that
-were not. Both only ever append to the session: nothing that it has read is read again.
+Two ways: a chat template for models that were trained to answer, and a story that model and user
+write in turns for those that were not. Both only ever append to the session: nothing that it has
+read is read again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PLAIN_TEMPLATE = "User: {user}\n\nAssistant:{assistant}\n\n"
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template of plain text: `{user}` and `{assistant}` stand for the two sides of a turn."""
+    """A chat template of plain text: `{user}` and `{assistant}` are the two sides of a turn."""
 
     before_user: str
     after_user: str
@@ -28,6 +29,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> Template:
+        """Splits a template at its two marks."""
         if "{%" in text or "{{" in text:
             raise UsageError(
                 "the model's chat template is written in Jinja, which this command does not run; "
@@ -48,6 +50,7 @@ class Template:
         return self.closing.rstrip() or self.closing
 
     def question(self, text: str) -> str:
+        """The user's side of a turn, up to where the reply begins."""
         return self.before_user + text + self.after_user
 
 
@@ -79,6 +82,7 @@ class Chat:
         self.generation: Generation | None = None
 
     def reply(self, session: Session, text: str) -> Iterator[str]:
+        """The answer, piece by piece."""
         prompt = self.mark + self._template.question(text)
         # If the reply is broken off, its end is still owed.
         self.mark = self._template.closing
@@ -93,11 +97,13 @@ class Chat:
             self.mark = self._template.closing[len(self._template.stop) :]
 
     def settle(self, session: Session) -> None:
+        """Reads what the template still wants, so that the session ends where a turn ends."""
         if self.mark:
             session.feed(self.mark)
             self.mark = ""
 
     def restart(self, *, past: bool) -> None:
+        """Nothing is owed."""
         self.mark = ""
 
 
@@ -112,6 +118,7 @@ class Story:
         self.generation: Generation | None = None
 
     def reply(self, session: Session, text: str) -> Iterator[str]:
+        """What comes next in the story, piece by piece."""
         glue = " " if text and self.mark and not self.mark.isspace() else ""
         prompt = glue + text
         self.mark = prompt[-1:] or self.mark
@@ -119,9 +126,7 @@ class Story:
             self.generation = session.generate(prompt, **self._options)
         else:
             self.generation = session.generate(**self._options)
-        written = 0
-        for token in self.generation:
-            written += 1
+        for written, token in enumerate(self.generation, 1):
             self.mark = token[-1:] or self.mark
             if token:
                 yield str(token)
@@ -135,4 +140,5 @@ class Story:
         """A story can be saved anywhere."""
 
     def restart(self, *, past: bool) -> None:
-        self.mark = "." if past else ""  # the next turn is set off by a space
+        """The next turn is set off by a space if there is a past."""
+        self.mark = "." if past else ""

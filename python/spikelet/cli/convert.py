@@ -1,4 +1,4 @@
-"""`spikelet convert`: store a model as a folder of safetensors, in another number type if wanted."""
+"""`spikelet convert`: store a model as a folder of safetensors, in another type if wanted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from spikelet.cli.terminal import Progress, UsageError, human_bytes, stdout
 
 EPILOG = """\
-The new files appear under their names only when they are complete. Interrupted or out of space, the command leaves
-everything as it was.
+The new files appear under their names only when they are complete. Interrupted or out of space,
+the command leaves everything as it was.
 
 examples:
   spikelet convert SpikeGPT-216M.pth spikegpt-216m
@@ -18,8 +18,11 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.epilog = EPILOG
-    parser.add_argument("source", metavar="SRC", help="model folder, .safetensors or .pth file, or a name")
+    parser.add_argument(
+        "source", metavar="SRC", help="model folder, .safetensors or .pth file, or a name"
+    )
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--dtype", metavar="TYPE", help="f32, bf16 or f16 (default: as it is)")
     parser.add_argument(
@@ -30,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     import spikelet
 
     source = spikelet.find_model(args.source)

@@ -23,10 +23,22 @@ examples:
   spikelet doctor --json > report.json
 """
 # What matters for the kernels, of the flags that Linux names.
-_FLAGS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16")
+_FLAGS = (
+    "sse4_2",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.epilog = EPILOG
     parser.add_argument(
         "-m", "--model", metavar="MODEL", help="test with this model (default: the bundled one)"
@@ -35,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     report = examine(args.model)
     out = stdout()
     if args.json:
@@ -45,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(model: str | None) -> dict[str, Any]:
-    import numpy
+    """Everything that the command reports."""
+    import numpy as np
+
     import spikelet
     from spikelet import _spikelet
 
@@ -54,7 +69,7 @@ def examine(model: str | None) -> dict[str, Any]:
         "versions": {
             "spikelet": spikelet.__version__,
             "python": platform.python_version(),
-            "numpy": numpy.__version__,
+            "numpy": np.__version__,
             "system": platform.platform(),
         },
         "paths": {
@@ -77,7 +92,7 @@ def examine(model: str | None) -> dict[str, Any]:
 
 
 def self_test(model: str | None, levels: list[str]) -> dict[str, Any]:
-    """The outcome on every level; a model that cannot be found is a failed test, with the reason."""
+    """The outcome on every level; a model that cannot be found is a failed test."""
     import spikelet
     from spikelet.cli.selftest import run_levels
 
@@ -94,10 +109,12 @@ def self_test(model: str | None, levels: list[str]) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
+    """The processor's name."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:
+    """What the processor can do, as far as kernels care."""
     flags = _cpuinfo().get("flags", "").split()
     return [flag for flag in _FLAGS if flag in flags]
 
@@ -113,7 +130,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def find_gpus() -> dict[str, Any]:
-    """What the NVIDIA driver says, asked through its own library; a machine without one is no error."""
+    """What the NVIDIA driver says, asked through its own library; having none is no error."""
     name = ctypes.util.find_library("cuda") or "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
@@ -123,7 +140,11 @@ def find_gpus() -> dict[str, Any]:
         count = ctypes.c_int()
         status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
         if status:
-            return {"driver": name, "devices": [], "error": f"the driver answers with code {status}"}
+            return {
+                "driver": name,
+                "devices": [],
+                "error": f"the driver answers with code {status}",
+            }
         return {"driver": name, "devices": [_gpu_name(driver, i) for i in range(count.value)]}
     except AttributeError as error:
         return {"driver": name, "devices": [], "error": str(error)}
@@ -132,12 +153,16 @@ def find_gpus() -> dict[str, Any]:
 def _gpu_name(driver: Any, index: int) -> str:
     device = ctypes.c_int()
     buffer = ctypes.create_string_buffer(256)
-    if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(buffer, 256, device):
+    if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(
+        buffer, 256, device
+    ):
         return "unknown"
     return buffer.value.decode(errors="replace")
 
 
 def show(report: dict[str, Any], out: Output) -> None:
+    """The report for people."""
+
     def section(title: str) -> None:
         out.line(out.paint(title, "bold"))
 
@@ -181,5 +206,7 @@ def thread_reason(cpu: dict[str, Any]) -> str:
     """How many threads a model gets unless told otherwise, and why."""
     physical, logical = cpu["physical_cores"], cpu["logical_cores"]
     if physical < logical:
-        return f"{physical}: one for each physical core; the {logical} logical ones share their units"
+        return (
+            f"{physical}: one for each physical core; the {logical} logical ones share their units"
+        )
     return f"{physical}: one for each core"

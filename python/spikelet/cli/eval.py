@@ -1,8 +1,9 @@
 """`spikelet eval`: how well a model predicts a text.
 
-A text is one stream: the state runs on through the whole file. Its first token is read but not predicted, because nothing comes
-before it; neither its loss nor its bytes are counted. Bits per byte is over the UTF-8 bytes of all other tokens, so models with
-different tokenizers can be compared by it; loss and perplexity, which are per token, cannot.
+A text is one stream: the state runs on through the whole file. Its first token is read but not
+predicted, because nothing comes before it; neither its loss nor its bytes are counted. Bits per byte
+is over the UTF-8 bytes of all other tokens, so models with different tokenizers can be compared by
+it; loss and perplexity, which are per token, cannot.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Score:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
+        """Sums and means for --json."""
         return {
             **asdict(self),
             "loss": self.nats / self.tokens,
@@ -56,13 +58,15 @@ class Score:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.usage = "spikelet eval [MODEL] TEXT... [options]"
     parser.epilog = EPILOG
     parser.add_argument(
         "texts",
         nargs="+",
         metavar="TEXT",
-        help="UTF-8 text files, also gzipped; '-' is standard input. A first word that is a model is taken as --model",
+        help="UTF-8 text files, also gzipped; '-' is standard input. A first word that is a model "
+        "is taken as --model",
     )
     parser.add_argument(
         "--context",
@@ -81,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     if args.context is not None and args.context < 1:
         raise UsageError(f"--context needs a number of at least 1, not {args.context}")
     texts: list[str] = args.texts
@@ -118,16 +123,17 @@ def evaluate(model: Model, name: str, text: str, context: int | None = None) -> 
     ids = model.tokenizer.encode(text)
     if len(ids) < 2:
         raise UsageError(f"{name}: nothing to predict in a text of {len(ids)} tokens")
-    first = model.tokenizer.token_bytes(ids[0])
-    literal = (model.tokenizer.id_to_token(ids[0]) or "").encode() if not first else first
-    score = Score(name, tokens=len(ids) - 1, bytes=len(text.encode()) - len(literal))
+    tokenizer = model.tokenizer
+    # A special token stands for no bytes, but its name was written out in the text.
+    first = tokenizer.token_bytes(ids[0]) or (tokenizer.id_to_token(ids[0]) or "").encode()
+    score = Score(name, tokens=len(ids) - 1, bytes=len(text.encode()) - len(first))
     start = time.perf_counter()
     with Progress(Path(name).name, score.tokens, unit=" tokens") as progress:
         for begin in range(0, score.tokens, context or score.tokens):
             state = model.new_state()
             end = min(begin + (context or score.tokens), score.tokens)
             for at in range(begin, end, PIECE):
-                # A piece begins with the last id of the one before, which the state has not read yet.
+                # A piece begins with the last id of the one before, which the state has not read.
                 piece = ids[at : min(at + PIECE, end) + 1]
                 score.nats -= float(model.score(piece, state).sum(dtype="float64"))
                 done = at + len(piece) - 1
@@ -142,7 +148,7 @@ def read_text(name: str, max_bytes: int | None) -> str:
     if name == "-":
         data = _read(sys.stdin.buffer, max_bytes)
     else:
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             data = _read(file, max_bytes)
     try:
         return data.decode()
@@ -196,7 +202,9 @@ def _is_model(word: str) -> bool:
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if unit not in _SIZES or not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"needs a number of bytes such as 4096, 64k or 10M, not '{text}'")
+        raise argparse.ArgumentTypeError(
+            f"needs a number of bytes such as 4096, 64k or 10M, not '{text}'"
+        )
     return int(number) * _SIZES[unit]
 
 

@@ -31,6 +31,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.usage = "spikelet generate [PROMPT] [options]"
     parser.epilog = EXAMPLES
     parser.add_argument(
@@ -40,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sampling_options(parser)
     add_model_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--num", type=int, metavar="N", default=1, help="write N texts (default: 1)")
+    output.add_argument(
+        "--num", type=int, metavar="N", default=1, help="write N texts (default: 1)"
+    )
     output.add_argument(
         "--no-echo", action="store_true", help="do not show the prompt before the text"
     )
@@ -54,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     if args.num < 1:
         raise UsageError(f"--num needs a number of at least 1, not {args.num}")
     if args.logprobs is not None and not args.json:
@@ -116,7 +120,7 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
 
 
 def _end_line(out: Output, text: str) -> None:
-    """Text ends with a newline, so that a shell's prompt or the next file starts on its own line."""
+    """Text ends with a newline, so that a shell's prompt starts on its own line."""
     if not text.endswith("\n"):
         out.line()
 

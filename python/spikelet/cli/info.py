@@ -17,6 +17,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.epilog = EPILOG
     parser.add_argument(
         "model",
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     import spikelet
 
     path = spikelet.find_model(args.model)
@@ -41,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
         out.line(out.paint(f"{name:15}", "bold") + value)
     if args.tensors:
         rows: list[tuple[str, ...]] = [
-            (tensor["name"], tensor["dtype"], str(list(tensor["shape"])), human_bytes(tensor["bytes"]))
+            (
+                tensor["name"],
+                tensor["dtype"],
+                str(list(tensor["shape"])),
+                human_bytes(tensor["bytes"]),
+            )
             for tensor in facts["tensors"]
         ]
         out.line()
@@ -80,7 +87,11 @@ def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if config.get("rescale_every"):
         rows.append(("rescaling", f"every {config['rescale_every']} layers (compatibility)"))
     if facts["generation_config"]:
-        settings = ", ".join(f"{key} {value!r}" for key, value in facts["generation_config"].items())
+        settings = ", ".join(
+            f"{key} {value!r}" for key, value in facts["generation_config"].items()
+        )
         rows.append(("sampling", settings))
-    rows.append(("chat template", repr(facts["chat_template"]) if facts["chat_template"] else "none"))
+    rows.append(
+        ("chat template", repr(facts["chat_template"]) if facts["chat_template"] else "none")
+    )
     return rows

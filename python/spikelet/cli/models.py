@@ -11,8 +11,8 @@ from typing import Any
 from spikelet.cli.terminal import human_bytes, human_count, stdout, table
 
 EPILOG = """\
-Models and training runs lie under the spikelet home: SPIKELET_HOME, else 'spikelet' in your cache folder.
-'spikelet doctor' shows where that is.
+Models and training runs lie under the spikelet home: SPIKELET_HOME, else 'spikelet' in your cache
+folder. 'spikelet doctor' shows where that is.
 
 examples:
   spikelet models
@@ -21,11 +21,13 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
     import spikelet
 
     models = [describe(name, path) for name, path in spikelet.local_models().items()]
@@ -36,20 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if not models:
         out.line(f"no models: none is bundled, and there are none under {spikelet.home()}")
         return 0
-    rows: list[tuple[str, ...]] = [("name", "type", "parameters", "dtype", "size", "changed", "")]
-    for model in models:
-        rows.append(
-            (
-                model["name"],
-                model.get("model_type", "-"),
-                human_count(model["num_parameters"]) if "num_parameters" in model else "-",
-                model.get("dtype", "-"),
-                human_bytes(model["file_bytes"]) if "file_bytes" in model else "-",
-                model.get("changed", "-")[:10],
-                model.get("error", ""),
-            )
-        )
-    header, *lines = table(rows, right=frozenset({2, 4}))
+    title = ("name", "type", "parameters", "dtype", "size", "changed", "")
+    header, *lines = table([title, *map(_row, models)], right=frozenset({2, 4}))
     out.line(out.paint(header, "bold"))
     for line in lines:
         out.line(line)
@@ -70,6 +60,20 @@ def describe(name: str, path: Path) -> dict[str, Any]:
         row[key] = facts[key]
     row["changed"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(changed))
     return row
+
+
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in model:
+        return (model["name"], "-", "-", "-", "-", "-", model["error"])
+    return (
+        model["name"],
+        model["model_type"],
+        human_count(model["num_parameters"]),
+        model["dtype"],
+        human_bytes(model["file_bytes"]),
+        model["changed"][:10],
+        "",
+    )
 
 
 def _files(path: Path) -> list[Path]:

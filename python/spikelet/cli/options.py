@@ -1,7 +1,7 @@
-"""Options that several commands share. They carry the keyword names of the Python functions, with dashes.
+"""Options that several commands share: the keyword names of the Python functions, with dashes.
 
-No default of the engine is written here: an option that is not given is None and the engine decides (after the model's
-generation_config.json). `--help` asks the engine for the values it shows.
+No default of the engine is written here: an option that is not given is None and the engine decides
+(after the model's generation_config.json). `--help` asks the engine for the values it shows.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides which tokens are drawn and where a text ends."""
     length = parser.add_argument_group("length and end")
     length.add_argument(
         "-n", "--max-new-tokens", type=int, metavar="N", help="write N tokens at most"
@@ -174,7 +175,10 @@ def decode_argument(text: str) -> str:
 
 
 def read_text_file(path: str) -> str:
-    """A prompt from a file; `-` is standard input. One newline at the end is taken off: editors and echo put it there."""
+    """A prompt from a file; `-` is standard input.
+
+    One newline at the end is taken off: editors and echo put it there.
+    """
     name = "standard input" if path == "-" else path
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:

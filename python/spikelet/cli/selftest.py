@@ -1,8 +1,9 @@
 """Does this installation compute what it should, on every instruction set that the CPU has?
 
-A model folder may hold `selftest.json`: ids, and a digest of the logits that they give. The engine promises the same bits on every
-machine, so the comparison is exact. An instruction set is chosen once in a process; each is therefore tried in a process of its
-own, which also means that one that crashes is reported like one that computes wrongly.
+A model folder may hold `selftest.json`: ids, and a digest of the logits that they give. The engine
+promises the same bits on every machine, so the comparison is exact. An instruction set is chosen once
+in a process; each is therefore tried in a process of its own, which also means that one that crashes
+is reported like one that computes wrongly.
 
 `python -m spikelet.cli.selftest MODEL` (ids as JSON on standard input) is such a process.
 """
@@ -17,12 +18,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 FILE_NAME = "selftest.json"
 # Any ids will do; these are used for models that have no such file.
 FALLBACK_IDS = [(7 * i * i + 3 * i + 1) % 256 for i in range(48)]
 _TIMEOUT = 300
+Dtype: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,13 @@ class Outcome:
     digest: str | None = None
 
 
-def compute(path: str | Path, ids: list[int], dtype: str = "auto") -> dict[str, Any]:
-    """Logits of the ids in one pass, and token by token with one thread: digests and a few values that people can compare."""
+def compute(path: str | Path, ids: list[int], dtype: Dtype = "auto") -> dict[str, Any]:
+    """Logits of the ids in one pass, and token by token with one thread.
+
+    As digests, and a few values that people can compare.
+    """
     import numpy as np
+
     import spikelet
 
     model = spikelet.load(path, dtype=dtype)
@@ -61,7 +67,7 @@ def _digest(logits: Any) -> str:
 
 
 def run_levels(path: Path, levels: list[str], debug: bool = False) -> list[Outcome]:
-    """Try every instruction set; judged by the stored answer, or by each other where there is none."""
+    """Tries every instruction set; the stored answer is the judge, or else the portable code."""
     stored = path / FILE_NAME
     expected: dict[str, Any] | None = None
     if stored.is_file():
@@ -81,7 +87,7 @@ def _run_level(
     path: Path, level: str, ids: list[int], expected: dict[str, Any] | None, reference: str | None
 ) -> Outcome:
     dtype = expected["dtype"] if expected else "auto"
-    process = subprocess.run(
+    process = subprocess.run(  # noqa: S603 - our own module
         [sys.executable, "-m", "spikelet.cli.selftest", str(path), dtype],
         input=json.dumps(ids),
         capture_output=True,
@@ -113,7 +119,9 @@ def _run_level(
     elif reference:
         text = f"{count} tokens: same bits as the portable code"
     else:
-        text = f"{count} tokens: same bits in one pass and one by one (nothing stored to compare with)"
+        text = (
+            f"{count} tokens: same bits in one pass and one by one (nothing stored to compare with)"
+        )
     return Outcome(level, True, text, digest)
 
 
@@ -122,4 +130,4 @@ def _readable(answer: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compute(sys.argv[1], json.load(sys.stdin), sys.argv[2])))
+    print(json.dumps(compute(sys.argv[1], json.load(sys.stdin), cast(Dtype, sys.argv[2]))))

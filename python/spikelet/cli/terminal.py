@@ -1,6 +1,6 @@
 """What the commands write on: colour, width, progress and numbers for people.
 
-A stream that is no terminal gets plain text only: no colour, no carriage returns, no cursor movement.
+A stream that is no terminal gets plain text only: no colour, no carriage returns.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STYLES = {
     "bold": "1",
@@ -21,10 +25,10 @@ STYLES = {
     "cyan": "36",
 }
 _ERASE_LINE = "\r\x1b[2K"
-# Control characters that a model may write and a terminal would obey, shown as their Unicode pictures.
+# Control characters that a model may write and a terminal would obey, shown as pictures.
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _PICTURES[0x7F] = 0x2421
-_PICTURES.update({code: 0xFFFD for code in range(0x80, 0xA0)})
+_PICTURES.update(dict.fromkeys(range(128, 160), 65533))
 
 
 class UsageError(Exception):
@@ -70,18 +74,21 @@ class Output:
             raise OutputError(error.strerror or str(error)) from error
 
     def line(self, text: str = "") -> None:
+        """Writes a line."""
         self.write(text + "\n")
 
     def model_text(self, text: str, *styles: str) -> None:
-        """Text that came from a model or a user: on a terminal its control characters are shown, not obeyed."""
+        """Text of a model or a user: a terminal shows its control characters, and obeys none."""
         self.write(self.paint(text.translate(_PICTURES), *styles) if self.is_terminal else text)
 
 
 def stdout() -> Output:
+    """Where results go."""
     return Output(sys.stdout)
 
 
 def stderr() -> Output:
+    """Where everything else goes: progress, statistics, errors."""
     return Output(sys.stderr)
 
 
@@ -90,13 +97,13 @@ def prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def abandon_stdout() -> None:
-    """After a failed write: what is still buffered goes nowhere, so that Python's own flush at exit cannot fail."""
+    """What is still buffered goes nowhere, so that Python's own flush at exit cannot fail."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)
@@ -123,7 +130,7 @@ class Progress:
         self._shown = self._start if not self._out.is_terminal else 0.0
         self._drawn = False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -150,6 +157,7 @@ class Progress:
             self._out.line(self._log_line(done, note))
 
     def clear(self) -> None:
+        """Takes the bar off the screen."""
         if self._drawn:
             self._out.write(_ERASE_LINE)
             self._drawn = False
