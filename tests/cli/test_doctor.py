@@ -110,18 +110,18 @@ class FakeDriver:
     def __init__(self, status: int = 0) -> None:
         self._status = status
 
-    def cuInit(self, flags: int) -> int:
+    def cuInit(self, flags: int) -> int:  # noqa: N802
         return self._status
 
-    def cuDeviceGetCount(self, count: Any) -> int:
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
         count._obj.value = 2
         return 0
 
-    def cuDeviceGet(self, device: Any, index: int) -> int:
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
         device._obj.value = index
         return 0
 
-    def cuDeviceGetName(self, buffer: Any, size: int, device: Any) -> int:
+    def cuDeviceGetName(self, buffer: Any, size: int, device: Any) -> int:  # noqa: N802
         buffer.value = f"Device {device.value}".encode()
         return 0
 

@@ -46,7 +46,15 @@ def test_equals_plain_arithmetic(cli: Cli, model_folder: Path, text_file: Path) 
 
 
 def test_context_forgets(cli: Cli, model_folder: Path, text_file: Path) -> None:
-    words = ["eval", "--model", model_folder, text_file, "--context", "100", "--json"]
+    words: list[str | Path] = [
+        "eval",
+        "--model",
+        model_folder,
+        text_file,
+        "--context",
+        "100",
+        "--json",
+    ]
     found = json.loads(cli(*words).out)["total"]
     data = list(TEXT.encode())
     windows = [data[at : at + 101] for at in range(0, len(data) - 1, 100)]
@@ -79,7 +87,15 @@ def test_max_bytes_cuts_at_a_character(
     file.write_bytes(gzip.compress(data) if packed else data)
     begin = data.index("狐".encode())
     for cut in range(begin, begin + 4):
-        words = ["eval", "--model", model_folder, file, "--max-bytes", str(cut), "--json"]
+        words: list[str | Path] = [
+            "eval",
+            "--model",
+            model_folder,
+            file,
+            "--max-bytes",
+            str(cut),
+            "--json",
+        ]
         found = json.loads(cli(*words).out)["total"]
         assert found["bytes"] == (begin if cut < begin + 3 else begin + 3) - 1
 

@@ -12,6 +12,7 @@ import errno
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -124,24 +125,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser(command)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(_unknown_option(parser, command, unknown[0]))
+        raise UsageError(_unknown_option(parser, unknown[0]))
     return args
 
 
-def _unknown_option(parser: argparse.ArgumentParser, command: str | None, word: str) -> str:
+def _unknown_option(parser: Parser, word: str) -> str:
     """Names the word that nothing takes, and the option that it resembles."""
-    where = f"spikelet {command}" if command else "spikelet"
-    options: list[str] = []
-    for action in parser._actions:
-        options += action.option_strings
-        if isinstance(action, argparse._SubParsersAction) and command:
-            for child in action.choices[command]._actions:
-                options += child.option_strings
+    asked = parser.command or parser
+    options = re.findall(r"--[a-z][a-z-]+", asked.format_help())
     near = difflib.get_close_matches(word.split("=", maxsplit=1)[0], options, n=1)
     if near:
         return f"unknown option {word} (did you mean {near[0]}?)"
     kind = "unknown option" if word.startswith("-") else "unexpected argument"
-    return f"{kind} {word} (see '{where} --help')"
+    return f"{kind} {word} (see '{asked.prog} --help')"
 
 
 def run(argv: Sequence[str]) -> int:

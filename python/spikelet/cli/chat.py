@@ -143,7 +143,7 @@ class ChatLoop:
             if name in self._commands:
                 self._commands[name](argument.strip())
             elif name.startswith("/") and not name.startswith("//"):
-                raise UsageError(f"unknown command {name} (/help lists them; // begins a plain /)")
+                self._unknown(name)
             else:
                 self._reply(line.removeprefix("/") if name.startswith("//") else line)
         except (SpikeletError, UsageError, OSError) as error:
@@ -180,6 +180,9 @@ class ChatLoop:
             self._say("The end. The next line begins a new story.")
         if self._stats:
             show_stats(self._session.model, generation, None)
+
+    def _unknown(self, name: str) -> None:
+        raise UsageError(f"unknown command {name} (/help lists them; // begins a plain /)")
 
     def _say(self, text: str) -> None:
         err = stderr()

@@ -1,9 +1,9 @@
 """`spikelet eval`: how well a model predicts a text.
 
 A text is one stream: the state runs on through the whole file. Its first token is read but not
-predicted, because nothing comes before it; neither its loss nor its bytes are counted. Bits per byte
-is over the UTF-8 bytes of all other tokens, so models with different tokenizers can be compared by
-it; loss and perplexity, which are per token, cannot.
+predicted, because nothing comes before it; neither its loss nor its bytes are counted. Bits per
+byte is over the UTF-8 bytes of all other tokens, so models with different tokenizers can be
+compared by it; loss and perplexity, which are per token, cannot.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Does this installation compute what it should, on every instruction set that the CPU has?
 
 A model folder may hold `selftest.json`: ids, and a digest of the logits that they give. The engine
-promises the same bits on every machine, so the comparison is exact. An instruction set is chosen once
-in a process; each is therefore tried in a process of its own, which also means that one that crashes
-is reported like one that computes wrongly.
+promises the same bits on every machine, so the comparison is exact. An instruction set is chosen
+once in a process; each is therefore tried in a process of its own, which also means that one that
+crashes is reported like one that computes wrongly.
 
 `python -m spikelet.cli.selftest MODEL` (ids as JSON on standard input) is such a process.
 """
