@@ -13,9 +13,10 @@ _BUNDLED = Path(__file__).parent / "bundled"
 
 
 def home() -> Path:
-    """The folder of models and runs: `SPIKELET_HOME`, else `spikelet` in the platform's cache folder.
+    """The folder of models and runs.
 
-    Models lie in `models/<name>`, runs of training in `runs/<name>`. The folder need not exist.
+    It is `SPIKELET_HOME`, else `spikelet` in the platform's cache folder. Models lie in `models/<name>`,
+    runs of training in `runs/<name>`. The folder need not exist.
     """
     given = os.environ.get("SPIKELET_HOME")
     if given:
@@ -49,7 +50,9 @@ def _is_model(path: Path) -> bool:
 
 
 def find_model(path_or_name: str | os.PathLike[str] | None = None) -> Path:
-    """The folder or file of a model: an existing path, the name of a model or run, or None for the bundled model.
+    """The folder or file of a model.
+
+    It is found by an existing path, the name of a model or run, or None for the bundled model.
 
     Raises:
         NotFoundError: there is none; the message names those there are.
@@ -66,7 +69,8 @@ def find_model(path_or_name: str | os.PathLike[str] | None = None) -> Path:
         raise NotFoundError("this installation carries no model; give load() a path or a name")
     known = ", ".join(models) or "none"
     raise NotFoundError(
-        f"{name}: no such file or folder, and no model of that name (known: {known}; searched: {home()})"
+        f"{name}: no such file or folder, and no model of that name "
+        f"(known: {known}; searched: {home()})"
     )
 
 
@@ -82,14 +86,16 @@ def load(
     """Loads a model.
 
     Args:
-        path_or_name: a model folder, a safetensors file, the authors' `.pth` file, or the name of a model or run under
-            `home()`. None: the model that comes with the package.
+        path_or_name: a model folder, a safetensors file, the authors' `.pth` file, or the name of a
+            model or run under `home()`. None: the model that comes with the package.
         device: `"cpu"`; `"auto"` is the same in this version, and `"cuda"` raises.
-        dtype: format of the matrices in memory; `"auto"` is the file's own. Activations and states are always float32.
-        threads: to compute with. None: as many as there are physical cores. Results do not depend on it.
+        dtype: format of the matrices in memory; `"auto"` is the file's own. Activations and states
+            are always float32.
+        threads: to compute with. None: the number of physical cores. Results do not depend on it.
         model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
-        rescale_every: compatibility with the authors' SpikeGPT inference script, which halves activations after every so
-            many layers (6 there). It changes what the neurons do. None: as the model's configuration says, normally not.
+        rescale_every: compatibility with the authors' SpikeGPT inference script, which halves
+            activations after every so many layers (6 there). It changes what the neurons do.
+            None: as the model's configuration says, normally not.
 
     Raises:
         NotFoundError: there is no such file, folder or model.

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, TypedDict, final
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,40 @@ from typing_extensions import Self
 
 from spikelet._token import Token
 
+__all__ = [
+    "Completion",
+    "Generation",
+    "GenerationStats",
+    "Model",
+    "ModelConfig",
+    "Session",
+    "State",
+    "Tokenizer",
+    "Trace",
+    "__version__",
+    "convert",
+    "cpu_features",
+    "default_options",
+    "inspect",
+    "lif_backward",
+    "lif_forward",
+    "load_model",
+    "mix_backward",
+    "mix_forward",
+    "wkv4_backward",
+    "wkv4_forward",
+]
+
 __version__: str
 
-type _Ids = Sequence[SupportsIndex] | NDArray[np.integer[Any]]
-type _Prompt = str | _Ids
-type _Path = str | PathLike[str]
-type _Preset = Literal["openai", "rwkv"]
-type _FinishReason = Literal["eos", "stop_id", "stop_string", "length", "cancelled", "error"]
+_Ids: TypeAlias = Sequence[SupportsIndex] | NDArray[np.integer[Any]]
+_Prompt: TypeAlias = str | _Ids
+_Path: TypeAlias = str | PathLike[str]
+_Array: TypeAlias = NDArray[np.float32]
+_Preset: TypeAlias = Literal["openai", "rwkv"]
+_FinishReason: TypeAlias = Literal["eos", "stop_id", "stop_string", "length", "cancelled", "error"]
 
-class CpuFeatures(TypedDict):
+class _CpuFeatures(TypedDict):
     levels: list[str]
     chosen: str | None
     reason: str
@@ -44,7 +70,7 @@ def convert(
     progress: Callable[[int, int], object] | None = None,
 ) -> None: ...
 def inspect(path: _Path) -> dict[str, Any]: ...
-def cpu_features() -> CpuFeatures: ...
+def cpu_features() -> _CpuFeatures: ...
 def default_options() -> dict[str, Any]: ...
 
 @final
@@ -104,7 +130,7 @@ class Model:
     @property
     def isa(self) -> str: ...
     @property
-    def path(self) -> str: ...
+    def path(self) -> Path: ...
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -169,9 +195,9 @@ class Model:
     ) -> list[Completion]: ...
     def session(self) -> Session: ...
     def load_session(self, path: _Path) -> Session: ...
-    def new_state(self, arrays: Mapping[str, NDArray[np.float32]] | None = None) -> State: ...
-    def forward(self, ids: _Ids, state: State, all_logits: bool = True) -> NDArray[np.float32]: ...
-    def score(self, prompt: _Prompt, state: State | None = None) -> NDArray[np.float32]: ...
+    def new_state(self, arrays: Mapping[str, _Array] | None = None) -> State: ...
+    def forward(self, ids: _Ids, state: State, all_logits: bool = True) -> _Array: ...
+    def score(self, prompt: _Prompt, state: State | None = None) -> _Array: ...
     def trace(self, prompt: _Prompt, state: State | None = None) -> Trace: ...
 
 @final
@@ -275,15 +301,80 @@ class State:
     @property
     def position(self) -> int: ...
     def copy(self) -> State: ...
-    def to_numpy(self) -> dict[str, NDArray[np.float32]]: ...
+    def to_numpy(self) -> dict[str, _Array]: ...
 
 @final
 class Trace:
     @property
     def spikes(self) -> NDArray[np.uint8]: ...
     @property
-    def membranes(self) -> NDArray[np.float32]: ...
+    def membranes(self) -> _Array: ...
     @property
-    def firing_rates(self) -> NDArray[np.float32]: ...
+    def firing_rates(self) -> _Array: ...
     @property
-    def relu2_density(self) -> NDArray[np.float32]: ...
+    def relu2_density(self) -> _Array: ...
+
+def wkv4_forward(
+    w: _Array,
+    u: _Array,
+    k: _Array,
+    v: _Array,
+    y: _Array,
+    *,
+    state: _Array | None = None,
+    state_out: _Array | None = None,
+    threads: int = 1,
+) -> None: ...
+def wkv4_backward(
+    w: _Array,
+    u: _Array,
+    k: _Array,
+    v: _Array,
+    gy: _Array,
+    gw: _Array,
+    gu: _Array,
+    gk: _Array,
+    gv: _Array,
+    *,
+    state: _Array | None = None,
+    gstate_out: _Array | None = None,
+    gstate: _Array | None = None,
+    threads: int = 1,
+) -> None: ...
+def lif_forward(
+    x: _Array,
+    spikes: _Array,
+    *,
+    membrane: _Array | None = None,
+    membrane_out: _Array | None = None,
+    threads: int = 1,
+) -> None: ...
+def lif_backward(
+    x: _Array,
+    gspikes: _Array,
+    gx: _Array,
+    *,
+    membrane: _Array | None = None,
+    gmembrane_out: _Array | None = None,
+    gmembrane: _Array | None = None,
+    threads: int = 1,
+) -> None: ...
+def mix_forward(
+    x: _Array,
+    last: _Array,
+    mixes: Sequence[_Array],
+    out: Sequence[_Array] | Sequence[NDArray[np.uint16]],
+    *,
+    threads: int = 1,
+) -> None: ...
+def mix_backward(
+    x: _Array,
+    last: _Array,
+    mixes: Sequence[_Array],
+    gout: Sequence[_Array] | Sequence[NDArray[np.uint16]],
+    gx: _Array,
+    glast: _Array,
+    gmixes: _Array,
+    *,
+    threads: int = 1,
+) -> None: ...

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from spikelet._spikelet import Generation
+    from collections.abc import Callable
+
+    from typing_extensions import Self
 
 
 class TokenLogprob(NamedTuple):
@@ -18,8 +20,8 @@ class TokenLogprob(NamedTuple):
 class Token(str):
     """A piece of generated text, as a `str`, and the token that made it.
 
-    The text is empty while a character or a possible stop string is incomplete; the tokens of a generation, joined, are
-    its text.
+    The text is empty while a character or a possible stop string is incomplete; the tokens of a
+    generation, joined, are its text.
 
     Attributes:
         id: the token's id.
@@ -42,7 +44,7 @@ class Token(str):
         logprob: float,
         top_logprobs: tuple[TokenLogprob, ...] = (),
         drafted: bool = False,
-    ) -> Token:
+    ) -> Self:
         token = super().__new__(cls, text)
         values = (id, logprob, top_logprobs, drafted)
         for name, value in zip(("id", "logprob", "top_logprobs", "drafted"), values, strict=True):
@@ -59,15 +61,16 @@ class Token(str):
         return Token, (str(self), self.id, self.logprob, self.top_logprobs, self.drafted)
 
 
-async def next_token(generation: Generation) -> Token:
+async def next_token(advance: Callable[[], None], take: Callable[[], Token | None]) -> Token:
     """`Generation.__anext__`: the passes run in the event loop's thread pool.
 
-    A token that is made while the awaiting task is cancelled waits in the generation.
+    `advance` runs them until `take` has a token, or the end. A token that is made while the
+    awaiting task is cancelled waits in the generation.
     """
     import asyncio
 
-    await asyncio.get_running_loop().run_in_executor(None, generation._advance)
-    token = generation._take()
+    await asyncio.get_running_loop().run_in_executor(None, advance)
+    token = take()
     if token is None:
         raise StopAsyncIteration
     return token

@@ -1,4 +1,6 @@
-"""What spikelet raises. Every class is a `SpikeletError` and also the built-in error that fits, so either `except` works.
+"""What spikelet raises.
+
+Every class is a `SpikeletError` and also the built-in error that fits, so either `except` works.
 
 Arguments of a wrong type raise `TypeError`, as everywhere in Python.
 """

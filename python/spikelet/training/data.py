@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from spikelet.training.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 _SEPARATOR = f"\n{END_OF_TEXT}\n"
 _FORMAT = 1  # part of the cache's name: raise it when the stored streams change
-
-
-class DataError(ValueError):
-    """Text or a tokenizer that cannot be trained on; the message names the file."""
 
 
 def read_text(path: Path) -> str:

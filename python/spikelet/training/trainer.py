@@ -23,104 +23,28 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from spikelet.training import ops
+from spikelet.training.config import SpikeGPTConfig, TrainerConfig
 from spikelet.training.data import TokenData, Windows, validation_batches, write_atomically
+from spikelet.training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    import numpy as np
     from tokenizers import Tokenizer
     from torch import Tensor
 
     from spikelet.training.models.spikegpt import SpikeGPT
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot start, resume or go on; the message says what to do."""
-
-
-@dataclass
-class TrainerConfig:
-    """How to train; lengths are in tokens seen, so a schedule does not change with the batch size.
-
-    Args:
-        batch_size: windows per forward pass.
-        grad_accumulation: forward passes per optimiser step.
-        max_tokens: where the run ends and the schedule reaches its floor. It may differ on resume.
-        learning_rate: peak.
-        min_lr_ratio: floor of the schedule as a share of the peak.
-        warmup_tokens: linear rise from 0.
-        schedule: ``"cosine"``, or ``"trapezoid"``: constant, then linear down over the last
-            ``decay_share`` of the run, which lets one move the end on resume without regret.
-        decay_share: see ``schedule``.
-        optimizer: ``"adamw"`` (decay on matrices of the blocks and the head) or ``"adam"``, the
-            authors' choice, without any decay.
-        betas: as the authors.
-        eps: as the authors.
-        weight_decay: AdamW only.
-        grad_clip: largest norm of the whole gradient; 0 turns clipping off.
-        autocast: ``"f32"`` or ``"bf16"``: type of the matrix products' inputs. Weights stay float32.
-        seed: of initialisation, dropout and data order.
-        log_interval: steps between log lines.
-        eval_interval: steps between validations; 0 validates at the end only.
-        save_seconds: seconds between checkpoints; one is also written at the end.
-        keep_checkpoints: newest checkpoints that stay.
-        sample_tokens: length of the sample drawn at each validation; 0 draws none.
-        sample_prompt: what samples continue.
-    """
-
-    batch_size: int = 16
-    grad_accumulation: int = 1
-    max_tokens: int = 10_000_000
-    learning_rate: float = 1e-3
-    min_lr_ratio: float = 0.1
-    warmup_tokens: int = 200_000
-    schedule: str = "cosine"
-    decay_share: float = 0.3
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    autocast: str = "f32"
-    seed: int = 0
-    log_interval: int = 20
-    eval_interval: int = 500
-    save_seconds: float = 300.0
-    keep_checkpoints: int = 2
-    sample_tokens: int = 100
-    sample_prompt: str = "Once upon a time"
-
-    def __post_init__(self) -> None:
-        self.betas = (float(self.betas[0]), float(self.betas[1]))
-        choices = {
-            "schedule": ("cosine", "trapezoid"),
-            "optimizer": ("adamw", "adam"),
-            "autocast": ("f32", "bf16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {list(known)}")
-        at_least_one = ("batch_size", "grad_accumulation", "max_tokens", "log_interval")
-        for name in (*at_least_one, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share is {self.decay_share}; it must lie in (0, 1]")
-
-
 def learning_rate(config: TrainerConfig, tokens: int) -> float:
-    """Return the rate for the step that starts after ``tokens`` tokens."""
+    """Return the rate of the step whose last token is number ``tokens``."""
     peak, floor = config.learning_rate, config.learning_rate * config.min_lr_ratio
     if tokens < config.warmup_tokens:
         return peak * tokens / config.warmup_tokens
@@ -169,6 +93,22 @@ class Validation:
     """All of the text's information content over its UTF-8 bytes."""
 
 
+def saved_configs(checkpoint: Path) -> tuple[SpikeGPTConfig, TrainerConfig]:
+    """Return the configurations that a checkpoint was made with."""
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text())
+        return SpikeGPTConfig(**state["model_config"]), TrainerConfig(**state["trainer_config"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{path}: not the state of a run of this version: {error}") from error
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Return the whole checkpoints of the run in ``out``, oldest first."""
+    found = [path for path in (out / "training").glob("step-*") if (path / "state.json").exists()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 class Trainer:
     """Trains a model in a run folder; ``run()`` returns when ``max_tokens`` are reached.
 
@@ -190,7 +130,7 @@ class Trainer:
             )
         self.model, self.data, self.config = model, data, config
         self.tokenizer = tokenizer
-        self.folder = out / "training"
+        self.out, self.folder = out, out / "training"
         self.log_path = self.folder / "train_log.csv"
         self.optimizer = make_optimizer(model, config)
         self.windows = Windows(data.train, model.config.ctx_len, config.seed)
@@ -199,11 +139,6 @@ class Trainer:
         self.last_validation: Validation | None = None
 
     # Checkpoints
-
-    def checkpoints(self) -> list[Path]:
-        """Return the run's checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step-*") if (path / "state.json").exists()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def save(self) -> Path:
         """Write a checkpoint and delete those beyond ``keep_checkpoints``."""
@@ -217,7 +152,7 @@ class Trainer:
                 temporary.rename(target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.checkpoints()[: -self.config.keep_checkpoints]:
+        for old in checkpoints(self.out)[: -self.config.keep_checkpoints]:
             shutil.rmtree(old)
         return target
 
@@ -238,7 +173,7 @@ class Trainer:
 
     def resume(self, checkpoint: Path | None = None) -> bool:
         """Continue from a checkpoint, by default the newest; False when the run has none."""
-        known = self.checkpoints()
+        known = checkpoints(self.out)
         if checkpoint is None and not known:
             return False
         folder = checkpoint or known[-1]
@@ -302,7 +237,8 @@ class Trainer:
         """Take one optimiser step; returns loss, gradient norm and learning rate."""
         started = time.monotonic()
         config, progress = self.config, self.progress
-        rate = learning_rate(config, progress.tokens + config.batch_size)
+        step_tokens = config.grad_accumulation * config.batch_size * self.model.config.ctx_len
+        rate = learning_rate(config, progress.tokens + step_tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -330,7 +266,7 @@ class Trainer:
         return total, norm, rate
 
     def _last_good(self) -> str:
-        known = self.checkpoints()
+        known = checkpoints(self.out)
         return str(known[-1]) if known else "the start"
 
     def _autocast(self) -> torch.autocast:

@@ -21,7 +21,7 @@ impl FromPyObject<'_, '_> for Int {
             return Ok(Self(small.into()));
         }
         // Raises the usual TypeError for what is not a whole number.
-        let number = object.call_method0("__index__").map_err(|_| not_an_integer(&object))?;
+        let number = object.call_method0("__index__").map_err(|_| needed(&object, "a whole number"))?;
         let number = number.cast::<PyInt>()?;
         Ok(Self(number.extract().unwrap_or(if number.lt(0)? { i128::MIN } else { i128::MAX })))
     }
@@ -55,9 +55,10 @@ impl Int {
     }
 }
 
-fn not_an_integer(object: &Bound<'_, PyAny>) -> PyErr {
+/// The error for an object of a wrong type.
+fn needed(object: &Bound<'_, PyAny>, what: &str) -> PyErr {
     let found = object.get_type().name().map_or_else(|_| "an object".into(), |name| name.to_string());
-    PyTypeError::new_err(format!("a whole number is needed, found {found}"))
+    PyTypeError::new_err(format!("{what} is needed, found {found}"))
 }
 
 /// Token ids: a list, a tuple, an array, a range: whatever can be indexed.
@@ -69,8 +70,7 @@ impl FromPyObject<'_, '_> for Ids {
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
         let indexable = object.cast::<PySequence>().is_ok() || object.hasattr("__array__")?;
         if !indexable || object.is_instance_of::<PyBytes>() || object.is_instance_of::<PyString>() {
-            let found = object.get_type().name()?;
-            return Err(PyTypeError::new_err(format!("a sequence of token ids is needed, found {found}")));
+            return Err(needed(&object, "a sequence of token ids"));
         }
         object.try_iter()?.map(|id| id?.extract()).collect::<PyResult<_>>().map(Self)
     }
@@ -96,12 +96,24 @@ impl FromPyObject<'_, '_> for Prompt {
         if let Ok(text) = object.cast::<PyString>() {
             return Ok(Self::Text(text.to_str()?.to_owned()));
         }
-        object.extract().map(Self::Ids).map_err(|error| {
-            if !error.is_instance_of::<PyTypeError>(object.py()) {
-                return error;
-            }
-            PyTypeError::new_err(format!("a prompt is a str or a sequence of token ids: {}", error.value(object.py())))
-        })
+        if object.is_none() {
+            return Err(needed(&object, "a str or a sequence of token ids"));
+        }
+        object.extract().map(Self::Ids)
+    }
+}
+
+/// Several of them.
+pub struct Prompts(pub Vec<Prompt>);
+
+impl FromPyObject<'_, '_> for Prompts {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        if object.is_instance_of::<PyString>() || object.cast::<PySequence>().is_err() {
+            return Err(needed(&object, "a sequence of prompts"));
+        }
+        object.try_iter()?.map(|prompt| prompt?.extract()).collect::<PyResult<_>>().map(Self)
     }
 }
 
@@ -114,16 +126,26 @@ impl FromPyObject<'_, '_> for Strings {
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
         match object.cast::<PyString>() {
             Ok(one) => Ok(Self(vec![one.to_str()?.to_owned()])),
-            Err(_) => object.extract().map(Self),
+            Err(_) => object.extract().map(Self).map_err(|_| needed(&object, "a str or a sequence of str")),
         }
     }
 }
 
 /// One seed for all rows, or each row's own.
-#[derive(FromPyObject)]
 pub enum Seeds {
     One(Int),
     Each(Vec<Int>),
+}
+
+impl FromPyObject<'_, '_> for Seeds {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        match object.cast::<PySequence>() {
+            Ok(_) => object.extract().map(Self::Each),
+            Err(_) => object.extract().map(Self::One),
+        }
+    }
 }
 
 /// Token ids and what is added to their logits.
@@ -133,7 +155,8 @@ impl FromPyObject<'_, '_> for Bias {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
-        let items = object.cast::<PyMapping>()?.items()?;
+        let mapping = object.cast::<PyMapping>().map_err(|_| needed(&object, "a mapping of token ids to numbers"))?;
+        let items = mapping.items()?;
         let bias = items.iter().map(|item| item.extract::<(Int, f64)>());
         bias.map(|item| item.map(|(id, bias)| (id, bias as f32))).collect::<PyResult<_>>().map(Self)
     }

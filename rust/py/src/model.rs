@@ -12,7 +12,7 @@ use spikelet::error::{Error, Result};
 use spikelet::model::LoadOptions;
 use spikelet_simd::WeightFormat;
 
-use crate::args::{Bias, Ids, Int, Prompt, Seeds, Strings};
+use crate::args::{Bias, Ids, Int, Prompt, Prompts, Seeds, Strings};
 use crate::batch;
 use crate::config::{ModelConfig, generation_config};
 use crate::errors::{bad_option, engine, exception};
@@ -38,7 +38,7 @@ const BATCH_SIZE: usize = 32;
 ///     <spikelet.Model: spikegpt, 4 layers x 64, f32 on cpu>
 #[pyclass(frozen, module = "spikelet")]
 pub struct Model {
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
 }
 
 /// Loads a model folder or file: `spikelet.load` without looking for names.
@@ -310,7 +310,7 @@ impl Model {
     fn generate_batch(
         &self,
         py: Python<'_>,
-        prompts: Vec<Prompt>,
+        prompts: Prompts,
         max_new_tokens: Option<Int>,
         temperature: Option<f64>,
         top_k: Option<Int>,
@@ -356,7 +356,7 @@ impl Model {
             if size == 0 {
                 return Err(bad_option("batch_size", size, NEEDED));
             }
-            Ok((options.requests(&self.shared, &prompts, seed)?, size))
+            Ok((options.requests(&self.shared, &prompts.0, seed)?, size))
         })?;
         let outcomes = batch::run(py, &self.shared, &requests, size)?;
         let finished = outcomes.into_iter().zip(&requests);

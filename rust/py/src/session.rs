@@ -11,6 +11,7 @@ use spikelet::session_file::{load_session, save_session};
 use crate::args::{Bias, Ids, Int, Prompt, Strings};
 use crate::errors::{engine, lock};
 use crate::generation::Generation;
+use crate::model::Model;
 use crate::options::Options;
 use crate::shared::Shared;
 use crate::stream::{Rest, Stream};
@@ -90,6 +91,12 @@ impl Session {
 
 #[pymethods]
 impl Session {
+    /// The model it belongs to.
+    #[getter]
+    fn model(&self) -> Model {
+        Model { shared: Arc::clone(&self.shared) }
+    }
+
     /// Number of tokens read and generated. While it generates: before that generation.
     #[getter]
     fn num_tokens(&self, py: Python<'_>) -> PyResult<u64> {

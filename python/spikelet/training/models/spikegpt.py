@@ -16,104 +16,16 @@ same as T calls that hand the state on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikelet.training import ops
+from spikelet.training.config import SpikeGPTConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_MODEL_TYPES = {"RWKV": "rwkv", "RWKV-ffnPre": "rwkv-ffnpre"}
-
-
-@dataclass
-class SpikeGPTConfig:
-    """Shape and options of a SpikeGPT; the defaults are the authors'.
-
-    Args:
-        vocab_size: tokens the model knows.
-        ctx_len: tokens per training window; generation has no limit.
-        model_type: ``"RWKV"``, or ``"RWKV-ffnPre"`` for a feed-forward part in place of block 0's
-            attention.
-        n_layer: blocks.
-        n_embd: channels of the residual stream.
-        n_ffn: hidden width of the feed-forward parts; 0 means ``4 * n_embd``.
-        spike_embedding: embed each token as a 0/1 vector (1 where the weight is >= 0). The published
-            216M model has a real embedding.
-        dropout: share of the residual stream dropped after each block.
-        l2wrap: strength of L2Wrap, see ``ops.head_loss``.
-        fused: run the engine's kernels; False takes the plain-torch loops.
-    """
-
-    vocab_size: int = 30500
-    ctx_len: int = 1024
-    model_type: str = "RWKV"
-    n_layer: int = 12
-    n_embd: int = 768
-    n_ffn: int = 0
-    spike_embedding: bool = True
-    dropout: float = 0.03
-    l2wrap: float = 1e-4
-    fused: bool = True
-
-    def __post_init__(self) -> None:
-        if self.model_type not in _MODEL_TYPES:
-            known = ", ".join(repr(name) for name in _MODEL_TYPES)
-            raise ValueError(f"model_type is {self.model_type!r}; known are {known}")
-        for name in ("vocab_size", "ctx_len", "n_layer", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.n_ffn < 0:
-            raise ValueError(f"n_ffn is {self.n_ffn}; 0 (4 * n_embd) or more is needed")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
-
-    @property
-    def intermediate_size(self) -> int:
-        """Hidden width of the feed-forward parts."""
-        return self.n_ffn or 4 * self.n_embd
-
-    def to_model_config(self) -> dict[str, object]:
-        """Return the ``config.json`` of a model folder."""
-        return {
-            "model_type": "spikegpt",
-            "variant": _MODEL_TYPES[self.model_type],
-            "spike_embedding": self.spike_embedding,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.n_embd,
-            "num_hidden_layers": self.n_layer,
-            "intermediate_size": self.intermediate_size,
-            "context_length": self.ctx_len,
-            "layer_norm_epsilon": 1e-5,
-        }
-
-    @classmethod
-    def from_model_config(cls, config: dict[str, object], **options: object) -> SpikeGPTConfig:
-        """Read the ``config.json`` of a model folder; ``options`` are fields it does not hold."""
-        if config.get("model_type") != "spikegpt":
-            raise ValueError(f"model_type is {config.get('model_type')!r}; needed is 'spikegpt'")
-        variant = config.get("variant", "rwkv")
-        names = {value: key for key, value in _MODEL_TYPES.items()}
-        if variant not in names:
-            raise ValueError(f"variant is {variant!r}; known are {sorted(names)}")
-        values: dict[str, object] = {
-            "vocab_size": config["vocab_size"],
-            "ctx_len": config.get("context_length", 1024),
-            "model_type": names[str(variant)],
-            "n_layer": config["num_hidden_layers"],
-            "n_embd": config["hidden_size"],
-            "n_ffn": config.get("intermediate_size", 0),
-            "spike_embedding": config.get("spike_embedding", True),
-        }
-        unknown = set(options) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown options {sorted(unknown)}")
-        return cls(**(values | options))  # type: ignore[arg-type]
-
 
 class LayerState(NamedTuple):
     """What one block carries from token to token."""
