@@ -16,7 +16,8 @@ from typing import Any
 from spikelet.cli.terminal import Output, stdout
 
 EPILOG = """\
-The self-test compares logits with stored ones, bit for bit, on every instruction set of this CPU. Exit code 1 if it fails.
+The self-test compares logits with stored ones, bit for bit, on every instruction set of this CPU.
+Exit code 1 if it fails.
 
 examples:
   spikelet doctor
