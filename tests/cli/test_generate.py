@@ -147,7 +147,7 @@ def test_an_empty_prompt_is_refused_by_a_model_without_a_first_token(
     result = cli("generate", "", "--model", model_folder)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert "option `prompt`" in result.err
+    assert result.err.startswith("spikelet: error: the prompt: ")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,7 @@ def test_impossible_values_are_one_line_and_code_2(
     assert result.out == ""
     assert result.err.count("\n") == 1
     assert result.err.startswith("spikelet: error: ")
+    assert option in result.err or value.split("=")[0] in result.err
 
 
 def test_json_has_ids_and_log_probabilities(cli: Cli, model_folder: Path) -> None:

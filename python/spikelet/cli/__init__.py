@@ -192,8 +192,10 @@ def _report(error: Exception) -> int:
 def _explain(error: Exception) -> tuple[int, str | None]:
     from spikelet import OptionError, SpikeletError
 
-    if isinstance(error, UsageError | OptionError):
+    if isinstance(error, UsageError):
         return 2, str(error)
+    if isinstance(error, OptionError):
+        return 2, _as_typed(str(error))
     if isinstance(error, SpikeletError):
         return 1, str(error)
     if isinstance(error, OutputError):
@@ -208,6 +210,15 @@ def _explain(error: Exception) -> tuple[int, str | None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         return 1, f"{error.filename}: {reason}" if error.filename else reason
     return 1, None
+
+
+def _as_typed(message: str) -> str:
+    """The engine names an option as Python does; here it has dashes."""
+    name = re.match(r"option `(\w+)`", message)
+    if name is None:
+        return message
+    typed = {"prompt": "the prompt", "stop_ids": "--stop-id"}.get(name[1])
+    return (typed or "--" + name[1].replace("_", "-")) + message[name.end() :]
 
 
 def _discard_unwritable_output() -> None:

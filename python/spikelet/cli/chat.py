@@ -153,7 +153,8 @@ class ChatLoop:
             stderr().line(str(error))
 
     def _reply(self, text: str) -> None:
-        self._turns.append((self._session.fork(), self._conversation.mark, text))
+        before = (self._session.fork(), self._conversation.mark, text)
+        last = self._conversation.generation
         written = ""
         try:
             for piece in self._conversation.reply(self._session, text):
@@ -167,6 +168,10 @@ class ChatLoop:
             if not self._interactive:
                 raise
             return
+        finally:
+            # Also a reply that was broken off can be taken back; one that never began cannot.
+            if self._conversation.generation is not last:
+                self._turns.append(before)
         if not written.endswith("\n"):
             self._out.line()
         generation = self._conversation.generation

@@ -54,7 +54,12 @@ class Output:
     @property
     def width(self) -> int:
         """Columns of the terminal; 80 where there is none."""
-        return shutil.get_terminal_size((80, 24)).columns if self.is_terminal else 80
+        if not self.is_terminal:
+            return 80
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:  # a terminal in name only
+            return shutil.get_terminal_size((80, 24)).columns
 
     def paint(self, text: str, *styles: str) -> str:
         """`text` in the given styles, or as it is where colour is not wanted."""
