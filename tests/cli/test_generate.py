@@ -177,7 +177,7 @@ def test_impossible_values_are_one_line_and_code_2(
     assert result.out == ""
     assert result.err.count("\n") == 1
     assert result.err.startswith("spikelet: error: ")
-    assert option in result.err or value.split("=")[0] in result.err
+    assert option in result.err or value.partition("=")[0] in result.err
 
 
 def test_json_has_ids_and_log_probabilities(cli: Cli, model_folder: Path) -> None:
