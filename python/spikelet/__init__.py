@@ -2,12 +2,12 @@
 
 Example:
     >>> import spikelet
-    >>> model = spikelet.load("tests/golden/spikegpt-tiny")
-    >>> generation = model.generate([72, 101], max_new_tokens=3, temperature=0.8, seed=7)
-    >>> len([token.id for token in generation])
-    3
+    >>> model = spikelet.load()
+    >>> generation = model.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=7)
+    >>> "".join(token for token in generation) == generation.text
+    True
 
-`spikelet.load()` without arguments loads the model that comes with the package; it takes text.
+`spikelet.load()` loads the model that comes with the package.
 """
 
 from spikelet._models import find_model, home, load, local_models

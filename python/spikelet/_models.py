@@ -15,7 +15,7 @@ _BUNDLED = Path(__file__).parent / "bundled"
 def home() -> Path:
     """The folder of models and runs.
 
-    It is `SPIKELET_HOME`, else `spikelet` in the platform's cache folder. Models lie in `models/<name>`,
+    It is `SPIKELET_HOME`, else `spikelet` in the cache folder. Models lie in `models/<name>`,
     runs of training in `runs/<name>`. The folder need not exist.
     """
     given = os.environ.get("SPIKELET_HOME")

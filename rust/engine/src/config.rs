@@ -36,7 +36,7 @@ impl ModelType {
             "rwkv4" | "rwkv" => Ok(ModelType::Rwkv4),
             "rwkv5" | "rwkv6" | "rwkv6qwen2" | "rwkv7" | "gpt2" => Err(Error::Unsupported {
                 what: format!("model_type `{name}`"),
-                reason: "not supported yet by this version, which runs spikegpt and rwkv4".into(),
+                reason: "not yet by this version, which runs spikegpt and rwkv4".into(),
             }),
             _ => Err(Error::Unsupported {
                 what: format!("model_type `{name}`"),
@@ -115,10 +115,7 @@ impl ModelConfig {
         if let Some(length) = self.context_length {
             put("context_length", json!(length));
         }
-        put(
-            "layer_norm_epsilon",
-            epsilon_to_json(self.layer_norm_epsilon),
-        );
+        put("layer_norm_epsilon", epsilon_to_json(self.layer_norm_epsilon));
         if self.rescale_every != 0 {
             put("rescale_every", json!(self.rescale_every));
         }
@@ -147,10 +144,7 @@ impl ModelConfig {
 
 /// The shortest decimal that reads back as the same f32 (`1e-5`, not `9.999999747378752e-6`).
 fn epsilon_to_json(epsilon: f32) -> Value {
-    epsilon
-        .to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, Value::from)
+    epsilon.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// Sizes above this are refused: no such model exists, and sums of products of sizes below it cannot overflow.
@@ -202,13 +196,10 @@ pub(crate) struct PartialConfig {
 impl PartialConfig {
     /// Reads the text of a `config.json`; `path` is for messages.
     pub fn parse(path: &Path, text: &[u8]) -> Result<PartialConfig> {
-        let value: Value = serde_json::from_slice(text)
-            .map_err(|e| Error::config(path, format!("not valid JSON: {e}")))?;
+        let value: Value =
+            serde_json::from_slice(text).map_err(|e| Error::config(path, format!("not valid JSON: {e}")))?;
         let Value::Object(map) = value else {
-            return Err(Error::config(
-                path,
-                "found JSON that is not an object, needed { \"model_type\": … }",
-            ));
+            return Err(Error::config(path, "found JSON that is not an object, needed { \"model_type\": … }"));
         };
         let mut config = PartialConfig::default();
         let model_type = map.get("model_type");
@@ -230,10 +221,7 @@ impl PartialConfig {
     fn set(&mut self, path: &Path, key: &str, value: &Value) -> Result<()> {
         let spike_only = matches!(key, "spike_embedding" | "variant");
         if spike_only && self.model_type.is_some_and(|t| t != ModelType::SpikeGpt) {
-            return Err(Error::config(
-                path,
-                format!("key `{key}` belongs to spikegpt models only"),
-            ));
+            return Err(Error::config(path, format!("key `{key}` belongs to spikegpt models only")));
         }
         match key {
             "vocab_size" => self.vocab_size = Some(size(path, key, value)?),
@@ -244,14 +232,10 @@ impl PartialConfig {
             "intermediate_size" if value.is_null() => {}
             "intermediate_size" => self.intermediate_size = Some(size(path, key, value)?),
             "context_length" | "max_position_embeddings" if value.is_null() => {}
-            "context_length" | "max_position_embeddings" => {
-                self.context_length = Some(size(path, key, value)?)
-            }
+            "context_length" | "max_position_embeddings" => self.context_length = Some(size(path, key, value)?),
             "layer_norm_epsilon" => self.layer_norm_epsilon = Some(epsilon(path, key, value)?),
             "rescale_every" => {
-                let every = value
-                    .as_i64()
-                    .ok_or_else(|| wrong(path, key, value, "a whole number"))?;
+                let every = value.as_i64().ok_or_else(|| wrong(path, key, value, "a whole number"))?;
                 // Hugging Face: 0 and below mean off.
                 self.rescale_every = Some(usize::try_from(every).unwrap_or(0));
             }
@@ -291,15 +275,11 @@ fn wrong(path: &Path, key: &str, value: &Value, needed: &str) -> Error {
 }
 
 fn string<'a>(path: &Path, key: &str, value: &'a Value) -> Result<&'a str> {
-    value
-        .as_str()
-        .ok_or_else(|| wrong(path, key, value, "a string"))
+    value.as_str().ok_or_else(|| wrong(path, key, value, "a string"))
 }
 
 fn boolean(path: &Path, key: &str, value: &Value) -> Result<bool> {
-    value
-        .as_bool()
-        .ok_or_else(|| wrong(path, key, value, "true or false"))
+    value.as_bool().ok_or_else(|| wrong(path, key, value, "true or false"))
 }
 
 fn size(path: &Path, key: &str, value: &Value) -> Result<usize> {
@@ -324,18 +304,9 @@ fn token_id(path: &Path, key: &str, value: &Value) -> Result<Option<u32>> {
         Value::Null => Ok(None),
         // Some programs write a list of one.
         Value::Array(list) if list.len() == 1 => token_id(path, key, &list[0]),
-        _ => value
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .map(Some)
-            .ok_or_else(|| {
-                wrong(
-                    path,
-                    key,
-                    value,
-                    "a token id (further end tokens belong into generation_config.json)",
-                )
-            }),
+        _ => value.as_u64().and_then(|id| u32::try_from(id).ok()).map(Some).ok_or_else(|| {
+            wrong(path, key, value, "a token id (further end tokens belong into generation_config.json)")
+        }),
     }
 }
 
@@ -368,30 +339,16 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused_by_name() {
+        assert!(message(r#"{"model_type": "rwkv4", "sliding_window": 3}"#).contains("unknown key `sliding_window`"));
         assert!(
-            message(r#"{"model_type": "rwkv4", "sliding_window": 3}"#)
-                .contains("unknown key `sliding_window`")
+            message(r#"{"model_type": "llama"}"#).contains("model_type `llama` is not supported: unknown architecture")
         );
-        assert!(
-            message(r#"{"model_type": "llama"}"#)
-                .contains("model_type `llama` is not supported: unknown architecture")
-        );
-        assert!(
-            message(r#"{"model_type": "rwkv7"}"#).contains("not supported yet by this version")
-        );
-        assert!(
-            message(r#"{"model_type": 4}"#).contains("key `model_type`: found 4, needed a string")
-        );
-        assert!(
-            message(r#"{"hidden_size": -1}"#)
-                .contains("key `hidden_size`: found -1, needed a whole number")
-        );
+        assert!(message(r#"{"model_type": "rwkv7"}"#).contains("is not supported: not yet by this version"));
+        assert!(message(r#"{"model_type": 4}"#).contains("key `model_type`: found 4, needed a string"));
+        assert!(message(r#"{"hidden_size": -1}"#).contains("key `hidden_size`: found -1, needed a whole number"));
         assert!(message(r#"{"hidden_size": 1e30}"#).contains("needed a whole number"));
         assert!(message(r#"{"layer_norm_epsilon": 0}"#).contains("above 0"));
-        assert!(
-            message(r#"{"model_type": "rwkv4", "variant": "rwkv"}"#)
-                .contains("belongs to spikegpt models only")
-        );
+        assert!(message(r#"{"model_type": "rwkv4", "variant": "rwkv"}"#).contains("belongs to spikegpt models only"));
         assert!(message(r#"{"variant": "x"}"#).contains("needed \"rwkv\" or \"rwkv-ffnpre\""));
         assert!(message(r#"{"eos_token_id": [1, 2]}"#).contains("generation_config.json"));
         assert!(message("[1]").contains("not an object"));

@@ -108,34 +108,21 @@ pub enum Error {
 impl Error {
     /// For `map_err`: an operating system error with the file it is about.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
-        move |source| Error::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Error::Io { path: path.to_owned(), source }
     }
 
     /// A file that is not what it promises.
     pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Error {
-        Error::Format {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Error::Format { path: path.to_owned(), reason: reason.into() }
     }
 
     /// A tensor that cannot be used.
     pub(crate) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Error {
-        Error::Tensor {
-            path: path.to_owned(),
-            tensor: tensor.to_owned(),
-            reason: reason.into(),
-        }
+        Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), reason: reason.into() }
     }
 
     /// A configuration that cannot be used.
     pub(crate) fn config(path: &Path, reason: impl Into<String>) -> Error {
-        Error::Config {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Error::Config { path: path.to_owned(), reason: reason.into() }
     }
 }

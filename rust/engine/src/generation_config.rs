@@ -48,8 +48,8 @@ pub struct GenerationConfig {
 impl GenerationConfig {
     /// Reads the text of a `generation_config.json`; `path` is for messages.
     pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<GenerationConfig> {
-        let config: GenerationConfig = serde_json::from_slice(text)
-            .map_err(|e| Error::config(path, format!("not valid: {e}")))?;
+        let config: GenerationConfig =
+            serde_json::from_slice(text).map_err(|e| Error::config(path, format!("not valid: {e}")))?;
         config.check(path)?;
         Ok(config)
     }
@@ -104,10 +104,7 @@ impl GenerationConfig {
             }
         }
         if self.stop.iter().any(String::is_empty) {
-            return Err(Error::config(
-                path,
-                "key `stop`: found an empty string, which every text holds",
-            ));
+            return Err(Error::config(path, "key `stop`: found an empty string, which every text holds"));
         }
         Ok(())
     }
@@ -151,21 +148,13 @@ mod tests {
         assert_eq!(config.stop, ["\n\n"]);
         assert_eq!(config.eos_token_id, [0, 2]);
         assert_eq!(config.preset.as_deref(), Some("rwkv"));
-        assert_eq!(
-            parse(r#"{"eos_token_id": 3, "stop_strings": ["a", "b"]}"#)
-                .expect("valid")
-                .stop,
-            ["a", "b"]
-        );
+        assert_eq!(parse(r#"{"eos_token_id": 3, "stop_strings": ["a", "b"]}"#).expect("valid").stop, ["a", "b"]);
     }
 
     #[test]
     fn bad_values_are_refused_by_name() {
         let message = |text: &str| parse(text).expect_err("must be refused").to_string();
-        assert!(
-            message(r#"{"top_p": 1.5}"#)
-                .contains("key `top_p`: found 1.5, needed a number from 0 to 1")
-        );
+        assert!(message(r#"{"top_p": 1.5}"#).contains("key `top_p`: found 1.5, needed a number from 0 to 1"));
         assert!(message(r#"{"temperature": -1}"#).contains("key `temperature`"));
         assert!(message(r#"{"stop": ""}"#).contains("key `stop`"));
         assert!(message(r#"{"eos_token_id": -1}"#).contains("needed one value or a list"));

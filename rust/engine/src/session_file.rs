@@ -33,7 +33,7 @@ pub fn save_session(path: &Path, model: &Model, state: &SequenceState) -> Result
             bytes: &bytes[field.range.start * 4..field.range.end * 4],
         })
         .collect();
-    let mut notes = identity(model)?;
+    let mut notes: BTreeMap<String, String> = identity(model)?.map(|(key, value)| (key.to_owned(), value)).into();
     notes.insert("position".into(), state.position.to_string());
     if let Some(id) = state.pending {
         notes.insert("pending".into(), id.to_string());
@@ -50,13 +50,18 @@ pub fn load_session(path: &Path, model: &Model) -> Result<SequenceState> {
     let file = SafetensorsFile::open(path)?;
     let notes = file.metadata();
     for (key, needed) in identity(model)? {
-        let found = notes.get(&key).map_or("nothing", String::as_str);
+        let found = notes.get(key).map_or("nothing", String::as_str);
         if found == needed {
             continue;
         }
-        let reason = match key.as_str() {
-            "format" => return Err(Error::Format { path: path.into(), reason: format!("is no session: found format {found}, needed {needed}") }),
-            "model_sha256" => format!("{} belongs to the model with SHA-256 {found}, this one has {needed}", path.display()),
+        let reason = match key {
+            "format" => {
+                let reason = format!("is no session: found format {found}, needed {needed}");
+                return Err(Error::Format { path: path.into(), reason });
+            }
+            "model_sha256" => {
+                format!("{} belongs to the model with SHA-256 {found}, this one has {needed}", path.display())
+            }
             _ => format!("{} was saved with {key} {found}, the model is loaded with {needed}", path.display()),
         };
         return Err(Error::State { reason });
@@ -85,19 +90,19 @@ pub fn load_session(path: &Path, model: &Model) -> Result<SequenceState> {
     Ok(SequenceState { values, position, pending })
 }
 
-/// What must be equal for a state to mean the same.
-fn identity(model: &Model) -> Result<BTreeMap<String, String>> {
+/// What must be equal for a state to mean the same, what differs most first.
+fn identity(model: &Model) -> Result<[(&'static str, String); 4]> {
     let dtype = match model.format() {
         WeightFormat::F32 => "f32",
         WeightFormat::Bf16 => "bf16",
         WeightFormat::F16 => "f16",
     };
-    Ok(BTreeMap::from([
-        ("format".into(), FORMAT.into()),
-        ("model_sha256".into(), model.checkpoint().sha256()?),
-        ("dtype".into(), dtype.into()),
-        ("rescale_every".into(), model.config().rescale_every.to_string()),
-    ]))
+    Ok([
+        ("format", FORMAT.into()),
+        ("model_sha256", model.checkpoint().sha256()?),
+        ("dtype", dtype.into()),
+        ("rescale_every", model.config().rescale_every.to_string()),
+    ])
 }
 
 /// A note that is a number.

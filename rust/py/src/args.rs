@@ -141,10 +141,8 @@ impl FromPyObject<'_, '_> for Seeds {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
-        match object.cast::<PySequence>() {
-            Ok(_) => object.extract().map(Self::Each),
-            Err(_) => object.extract().map(Self::One),
-        }
+        let several = object.cast::<PySequence>().is_ok() && !object.is_instance_of::<PyString>();
+        if several { object.extract().map(Self::Each) } else { object.extract().map(Self::One) }
     }
 }
 

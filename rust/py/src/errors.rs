@@ -39,7 +39,8 @@ pub fn engine<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) 
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(exception(&error)),
         Err(panic) => {
-            let what = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let what =
+                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
             Err(InternalError::new_err(format!("internal error: {}", what.unwrap_or("unknown"))))
         }
     }

@@ -117,7 +117,9 @@ impl Generation {
     /// A coroutine that runs passes in asyncio's thread pool, so that the event loop goes on.
     fn __anext__<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         static NEXT_TOKEN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        NEXT_TOKEN.import(this.py(), "spikelet._token", "next_token")?.call1((this.getattr("_advance")?, this.getattr("_take")?))
+        NEXT_TOKEN
+            .import(this.py(), "spikelet._token", "next_token")?
+            .call1((this.getattr("_advance")?, this.getattr("_take")?))
     }
 
     /// Runs passes until `_take` gives something other than None, or the end.

@@ -60,7 +60,9 @@ pub fn load_model(
             threads: threads.map(thread_count).transpose()?,
             level: None,
             model_type: model_type.map(ModelType::by_name).transpose()?,
-            rescale_every: rescale_every.map(|every| every.to("rescale_every", "0 (off) or a number of layers")).transpose()?,
+            rescale_every: rescale_every
+                .map(|every| every.to("rescale_every", "0 (off) or a number of layers"))
+                .transpose()?,
         };
         let model = spikelet::model::Model::load(&path, &options)?;
         Ok(Model { shared: Arc::new(Shared::new(model)?) })
@@ -108,7 +110,7 @@ impl Model {
 
     /// Ids of a prompt that must not be empty.
     fn some_ids(&self, name: &str, prompt: &Prompt) -> Result<Vec<u32>> {
-        let ids = self.shared.ids(prompt)?;
+        let ids = self.shared.ids(name, prompt)?;
         if ids.is_empty() { Err(bad_option(name, "no tokens", "at least one token")) } else { Ok(ids) }
     }
 }
@@ -280,7 +282,7 @@ impl Model {
             preset,
         };
         engine(py, || {
-            let request = options.request(&self.shared, &self.shared.ids(&prompt)?, seed, row)?;
+            let request = options.request(&self.shared, &self.shared.ids("prompt", &prompt)?, seed, row)?;
             let stream = Stream::start(&self.shared, &request, None)?;
             Ok(Generation::new(stream, request.sampling.seed))
         })

@@ -96,7 +96,13 @@ impl Options {
         let keys = keys(prompts.len(), seeds)?;
         let request = |(prompt, (seed, row)): (&Prompt, (u64, u32))| {
             let sampling = SamplingParams { seed, ..sampling.clone() };
-            let request = Request { prompt: shared.ids(prompt)?, sampling, stop: stop.clone(), row, ..Request::default() };
+            let request = Request {
+                prompt: shared.ids("prompts", prompt)?,
+                sampling,
+                stop: stop.clone(),
+                row,
+                ..Request::default()
+            };
             shared.check(&request)?;
             Ok(request)
         };

@@ -65,7 +65,9 @@ impl Session {
     fn state(&self) -> Result<Option<Arc<SequenceState>>> {
         let rest = lock(&self.rest)?;
         if rest.active.strong_count() > 0 {
-            return Err(Error::State { reason: "the session is generating: finish or close that generation first".into() });
+            return Err(Error::State {
+                reason: "the session is generating: finish or close that generation first".into(),
+            });
         }
         Ok(rest.state.clone())
     }
@@ -112,7 +114,7 @@ impl Session {
     ///     TokenizerError: a text for a model without a tokenizer.
     fn feed(&self, py: Python<'_>, prompt: Prompt) -> PyResult<usize> {
         let (count, stream) = engine(py, || {
-            let ids = self.shared.ids(&prompt)?;
+            let ids = self.shared.ids("prompt", &prompt)?;
             let count = ids.len();
             if count == 0 {
                 return Ok((0, None));
@@ -189,7 +191,7 @@ impl Session {
             preset,
         };
         engine(py, || {
-            let ids = prompt.map_or(Ok(Vec::new()), |prompt| self.shared.ids(&prompt))?;
+            let ids = prompt.map_or(Ok(Vec::new()), |prompt| self.shared.ids("prompt", &prompt))?;
             let request = options.request(&self.shared, &ids, seed, row)?;
             let seed = request.sampling.seed;
             Ok(Generation { stream: self.start(request)?, seed })

@@ -48,10 +48,10 @@ impl Shared {
     }
 
     /// The ids of a prompt, every one of them in the vocabulary.
-    pub fn ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub fn ids(&self, name: &str, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {
             Prompt::Text(text) => self.tokenizer()?.encode(text),
-            Prompt::Ids(ids) => ids.resolve("prompt", self.vocab_size()),
+            Prompt::Ids(ids) => ids.resolve(name, self.vocab_size()),
         }
     }
 

@@ -7,10 +7,10 @@ use numpy::ndarray::IntoDimension;
 use numpy::{Element, IntoPyArray, PyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
-use spikelet::model::Model;
 use spikelet::backend::{CpuRunner, Runner};
 use spikelet::decode::Decoder;
 use spikelet::error::{Error, Result};
+use spikelet::model::Model;
 use spikelet::state::Slot;
 
 use crate::errors::{engine, exception, lock};
@@ -47,7 +47,8 @@ impl State {
         layout.fill_fresh(&mut values);
         if let Some(arrays) = arrays {
             for field in layout.fields() {
-                let found = arrays.get_item(&field.name).map_err(|_| mismatch(format!("array `{}` is missing", field.name)))?;
+                let found =
+                    arrays.get_item(&field.name).map_err(|_| mismatch(format!("array `{}` is missing", field.name)))?;
                 let array: PyReadonlyArray1<'_, f32> = found.extract()?;
                 let (found, needed) = (array.as_array().len(), field.range.len());
                 if found != needed {
@@ -187,6 +188,10 @@ fn passes(
 }
 
 /// A vector as an array of some shape, without a copy.
-pub fn array<T: Element, D: IntoDimension>(py: Python<'_>, values: Vec<T>, shape: D) -> PyResult<Bound<'_, PyArray<T, D::Dim>>> {
+pub fn array<T: Element, D: IntoDimension>(
+    py: Python<'_>,
+    values: Vec<T>,
+    shape: D,
+) -> PyResult<Bound<'_, PyArray<T, D::Dim>>> {
     values.into_pyarray(py).reshape(shape)
 }

@@ -12,9 +12,9 @@ use crate::errors::engine;
 /// Text to token ids and back, as the model was trained with.
 ///
 /// Example:
-///     >>> model = spikelet.load("tests/golden/spikegpt-tiny")
-///     >>> model.tokenizer.encode("hi")
-///     [104, 105]
+///     >>> tokenizer = spikelet.load().tokenizer
+///     >>> tokenizer.decode(tokenizer.encode("Once upon a time"))
+///     'Once upon a time'
 #[pyclass(frozen, module = "spikelet")]
 pub struct Tokenizer(pub Arc<dyn spikelet::tokenizer::Tokenizer>);
 

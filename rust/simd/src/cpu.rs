@@ -1,10 +1,11 @@
 //! [`Cpu`]: an instruction set, threads, and every operation that models are made of.
 
-use crate::matmul::{self, Blocked, Dense, Picked, Product, STREAM_TOKENS, Steps, Stream};
+use crate::matmul::{self, Blocked, Product, STREAM_TOKENS, Stream};
 use crate::pack::PANEL;
 use crate::pool::Pool;
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
+use crate::tile::{Dense, Picks, Steps};
 use crate::vecops::{Binary, BinaryOp, LayerNorm, TokenMix, Unary, UnaryOp};
 use crate::{LANES, Level, Matrix};
 use std::ops::Range;
@@ -33,8 +34,7 @@ pub struct Cpu {
 #[derive(Default)]
 struct Scratch {
     x: Vec<f32>,
-    picked: Vec<u32>,
-    ends: Vec<u32>,
+    picks: Picks,
 }
 
 impl Cpu {
@@ -126,25 +126,18 @@ impl Cpu {
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
             let most = width * SPARSE_SHARE.0 / SPARSE_SHARE.1;
-            if !matmul::pick(x, n, most, &mut scratch.picked, &mut scratch.ends) {
+            let Some(picked) = scratch.picks.find(x, n, width, most) else {
                 return false;
-            }
-            let count = scratch.picked.len();
-            let stride = matmul::stream_stride(count);
+            };
+            let stride = matmul::stream_stride(picked.len());
             grow(&mut scratch.x, n * stride);
             for (from, to) in x
                 .chunks_exact(width)
                 .zip(scratch.x.chunks_exact_mut(stride))
             {
-                for (to, &i) in to.iter_mut().zip(&scratch.picked) {
-                    *to = from[i as usize];
-                }
+                picked.gather(from, to);
             }
-            let steps = Picked {
-                inputs: &scratch.picked,
-                ends: &scratch.ends,
-            };
-            self.stream(w, &scratch.x[..n * stride], stride, n, steps, y);
+            self.stream(w, &scratch.x[..n * stride], stride, n, picked, y);
             true
         });
         if !done {

@@ -12,8 +12,8 @@
 //!   order, cut into blocks of 64 (see [`matmul`]).
 //! - Sums over channels use 16 virtual lanes and one fixed tree; `exp` is our own polynomial (see [`vecops`]).
 //!
-//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`matmul`],
-//! [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
+//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`tile`],
+//! [`matmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
 //! use spikelet_simd::{Cpu, Level, Matrix, WeightFormat};
@@ -38,11 +38,13 @@ pub mod convert;
 mod cpu;
 mod level;
 mod matmul;
+pub mod measure;
 mod pack;
 mod pool;
 mod portable;
 mod recurrence;
 mod shared;
+mod tile;
 pub mod train;
 mod vecops;
 

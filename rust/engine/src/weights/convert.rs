@@ -29,12 +29,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 /// their type unless it is widened to F32. Without, every byte stays as it is. Values that are not finite, or too large for F16, are refused.
 ///
 /// Files appear only when all are complete: an error, a full disk or a `Break` leaves the folder as it was.
-pub fn convert(
-    checkpoint: &Checkpoint,
-    folder: &Path,
-    dtype: Option<Dtype>,
-    progress: Progress<'_>,
-) -> Result<()> {
+pub fn convert(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<()> {
     if let Some(dtype) = dtype.filter(|d| !matches!(d, Dtype::F32 | Dtype::Bf16 | Dtype::F16)) {
         return Err(Error::Option {
             name: "dtype".into(),
@@ -52,18 +47,8 @@ pub fn convert(
     result
 }
 
-fn write_all(
-    checkpoint: &Checkpoint,
-    folder: &Path,
-    dtype: Option<Dtype>,
-    progress: Progress<'_>,
-) -> Result<()> {
-    let mut files = vec![weights(
-        checkpoint,
-        &folder.join("model.safetensors"),
-        dtype,
-        progress,
-    )?];
+fn write_all(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<()> {
+    let mut files = vec![weights(checkpoint, &folder.join("model.safetensors"), dtype, progress)?];
     let mut config = serde_json::to_string_pretty(&checkpoint.config().to_json())
         .map_err(|e| Error::config(folder, e.to_string()))?;
     config.push('\n');
@@ -83,24 +68,10 @@ fn target(stored: &TensorView<'_>, dtype: Option<Dtype>) -> Dtype {
     }
 }
 
-fn weights(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    dtype: Option<Dtype>,
-    progress: Progress<'_>,
-) -> Result<PendingFile> {
-    let views = checkpoint
-        .names()
-        .map(|name| checkpoint.get(name))
-        .collect::<Result<Vec<_>>>()?;
-    let mut plans: Vec<Plan<'_>> = views
-        .iter()
-        .map(|v| Plan {
-            name: v.name,
-            dtype: target(v, dtype),
-            shape: v.shape,
-        })
-        .collect();
+fn weights(checkpoint: &Checkpoint, path: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<PendingFile> {
+    let views = checkpoint.names().map(|name| checkpoint.get(name)).collect::<Result<Vec<_>>>()?;
+    let mut plans: Vec<Plan<'_>> =
+        views.iter().map(|v| Plan { name: v.name, dtype: target(v, dtype), shape: v.shape }).collect();
     order(&mut plans);
     let views: BTreeMap<&str, &TensorView<'_>> = views.iter().map(|v| (v.name, v)).collect();
     let total = plans.iter().map(|p| p.bytes() as u64).sum();
@@ -132,9 +103,7 @@ fn weights(
                     Dtype::F16 => ("F16", "65504; take BF16 or F32"),
                     _ => ("BF16", "3.39e38; take F32"),
                 };
-                let reason = format!(
-                    "{value} at flat index {index} is too large for {name} (at most {largest})"
-                );
+                let reason = format!("{value} at flat index {index} is too large for {name} (at most {largest})");
                 return Err(Error::tensor(checkpoint.path(), plan.name, reason));
             }
             file.write(&out)?;
@@ -155,23 +124,11 @@ fn weights(
 fn encode(dtype: Dtype, values: &[f32], keep_sign: bool, out: &mut Vec<u8>) {
     out.clear();
     let sign = |bits: u16, v: f32| {
-        if keep_sign && v < 0.0 && bits == 0x8000 {
-            0x8001
-        } else {
-            bits
-        }
+        if keep_sign && v < 0.0 && bits == 0x8000 { 0x8001 } else { bits }
     };
     match dtype {
-        Dtype::Bf16 => out.extend(
-            values
-                .iter()
-                .flat_map(|&v| sign(bf16::from_f32(v).to_bits(), v).to_le_bytes()),
-        ),
-        Dtype::F16 => out.extend(
-            values
-                .iter()
-                .flat_map(|&v| sign(f16::from_f32(v).to_bits(), v).to_le_bytes()),
-        ),
+        Dtype::Bf16 => out.extend(values.iter().flat_map(|&v| sign(bf16::from_f32(v).to_bits(), v).to_le_bytes())),
+        Dtype::F16 => out.extend(values.iter().flat_map(|&v| sign(f16::from_f32(v).to_bits(), v).to_le_bytes())),
         _ => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
     }
 }
@@ -184,10 +141,7 @@ fn overflow(dtype: Dtype, out: &[u8]) -> Option<usize> {
         Dtype::Bf16 => 0x7f80,
         _ => return None,
     };
-    out.as_chunks::<2>()
-        .0
-        .iter()
-        .position(|&b| u16::from_le_bytes(b) & exponent == exponent)
+    out.as_chunks::<2>().0.iter().position(|&b| u16::from_le_bytes(b) & exponent == exponent)
 }
 
 /// Whether a file beside the weights belongs to the tokenizer or says how to sample.
@@ -204,40 +158,26 @@ fn is_companion(name: &str) -> bool {
     ];
     NAMES.contains(&name)
         || (name.starts_with("rwkv_vocab_") && name.ends_with(".txt"))
-        || (name.starts_with("gpt2")
-            && (name.ends_with("vocab.json") || name.ends_with("merges.txt")))
+        || (name.starts_with("gpt2") && (name.ends_with("vocab.json") || name.ends_with("merges.txt")))
 }
 
 /// Copies, not yet under their names, of the files that go with the weights.
 fn companions(from: &Path, to: &Path) -> Result<Vec<PendingFile>> {
-    let from = if from == Path::new("") {
-        Path::new(".")
-    } else {
-        from
-    };
+    let from = if from == Path::new("") { Path::new(".") } else { from };
     let same = from.canonicalize().ok() == to.canonicalize().ok();
     let mut copies = Vec::new();
     for entry in std::fs::read_dir(from).map_err(Error::io(from))? {
         let path = entry.map_err(Error::io(from))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if same || !is_companion(&name) || !path.is_file() {
             continue;
         }
         let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
         if file.metadata().map_err(Error::io(&path))?.len() > MAX_COPY {
-            return Err(Error::format(
-                &path,
-                format!("larger than {MAX_COPY} bytes, too large for a tokenizer"),
-            ));
+            return Err(Error::format(&path, format!("larger than {MAX_COPY} bytes, too large for a tokenizer")));
         }
         let mut text = Vec::new();
-        file.take(MAX_COPY)
-            .read_to_end(&mut text)
-            .map_err(Error::io(&path))?;
+        file.take(MAX_COPY).read_to_end(&mut text).map_err(Error::io(&path))?;
         let mut copy = PendingFile::create(&to.join(&name))?;
         copy.write(&text)?;
         copy.sync()?;
@@ -253,11 +193,7 @@ mod tests {
     fn encoded(dtype: Dtype, values: &[f32], keep_sign: bool) -> Vec<u16> {
         let mut out = Vec::new();
         encode(dtype, values, keep_sign, &mut out);
-        out.as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&b| u16::from_le_bytes(b))
-            .collect()
+        out.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect()
     }
 
     #[test]
@@ -265,16 +201,10 @@ mod tests {
         let half_step = f32::from_bits(0x3f80_8000); // halfway between 1.0 and the next bf16
         let above = f32::from_bits(0x3f80_8001);
         let odd = f32::from_bits(0x3f81_8000); // halfway above an odd bf16
-        assert_eq!(
-            encoded(Dtype::Bf16, &[half_step, above, odd], false),
-            [0x3f80, 0x3f81, 0x3f82]
-        );
+        assert_eq!(encoded(Dtype::Bf16, &[half_step, above, odd], false), [0x3f80, 0x3f81, 0x3f82]);
         let half_step = 1.0 + 0.5 * f32::powi(2.0, -10);
         let odd = 1.0 + 1.5 * f32::powi(2.0, -10);
-        assert_eq!(
-            encoded(Dtype::F16, &[half_step, odd], false),
-            [0x3c00, 0x3c02]
-        );
+        assert_eq!(encoded(Dtype::F16, &[half_step, odd], false), [0x3c00, 0x3c02]);
     }
 
     #[test]
@@ -289,10 +219,7 @@ mod tests {
     #[test]
     fn a_spiking_embedding_keeps_its_signs() {
         let tiny = [-1e-9, -0.0, 0.0, 1e-9, -1.0];
-        assert_eq!(
-            encoded(Dtype::F16, &tiny, true),
-            [0x8001, 0x8000, 0, 0, 0xbc00]
-        );
+        assert_eq!(encoded(Dtype::F16, &tiny, true), [0x8001, 0x8000, 0, 0, 0xbc00]);
         assert_eq!(encoded(Dtype::F16, &tiny, false)[0], 0x8000);
     }
 }

@@ -58,24 +58,12 @@ impl Checkpoint {
             })
             .collect();
         let parameters = tensors.iter().map(|t| t.numel).sum();
-        let vectors: u64 = tensors
-            .iter()
-            .filter(|t| is_vector(&t.shape, t.numel as usize))
-            .map(|t| t.numel)
-            .sum();
-        let memory = [Dtype::F32, Dtype::Bf16, Dtype::F16].map(|dtype| {
-            (
-                dtype,
-                vectors * 4 + (parameters - vectors) * dtype.size() as u64,
-            )
-        });
+        let vectors: u64 = tensors.iter().filter(|t| is_vector(&t.shape, t.numel as usize)).map(|t| t.numel).sum();
+        let memory = [Dtype::F32, Dtype::Bf16, Dtype::F16]
+            .map(|dtype| (dtype, vectors * 4 + (parameters - vectors) * dtype.size() as u64));
         Inspection {
             path: self.path.clone(),
-            files: self
-                .files
-                .iter()
-                .map(|f| (f.path().to_owned(), f.len() as u64))
-                .collect(),
+            files: self.files.iter().map(|f| (f.path().to_owned(), f.len() as u64)).collect(),
             config: self.config.clone(),
             parameters,
             dtype: self.dtype(),

@@ -33,10 +33,7 @@ impl MappedFile {
         // file can change the bytes we see: they are plain numbers that are checked where they are used, and no reference to anything but `u8`
         // is ever made from them. Shrinking the file is the documented limit above.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        Ok(MappedFile {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(MappedFile { path: path.to_owned(), map })
     }
 
     pub fn path(&self) -> &Path {

@@ -1,8 +1,12 @@
 //! Models on disk: files to named tensors, and back.
 //!
-//! [`Checkpoint`] opens a model folder, a safetensors file or a `.pth` file of the original authors. Files are mapped, never copied, and
-//! must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every size and offset is checked before it is used,
-//! and pickles can build nothing but tensors.
+//! [`Checkpoint::open`] takes
+//! - a model folder: `config.json` with `model.safetensors`, or shards with `model.safetensors.index.json`;
+//! - a Hugging Face folder of RWKV-4, with its names and keys, also as `pytorch_model.bin`;
+//! - one safetensors file, or one `.pth` file of the original authors, in PyTorch's zip layout or the one before it.
+//!
+//! Files are mapped, never copied, and must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every
+//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert`] turns all of them into a model folder.
 
 mod convert;
 mod inspect;
@@ -40,11 +44,7 @@ const MAX_CONFIG: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 enum Data {
     /// In the file of this number.
-    Mapped {
-        file: usize,
-        start: usize,
-        len: usize,
-    },
+    Mapped { file: usize, start: usize, len: usize },
     /// Put in order while reading.
     Owned(Vec<u8>),
 }
@@ -91,13 +91,7 @@ impl Checkpoint {
             tie(path, &files, &mut tensors)?;
         }
         let config = layout::complete(path, &tensors, &partial, model_type)?;
-        Ok(Checkpoint {
-            path: path.to_owned(),
-            config,
-            files,
-            tensors,
-            sha256: OnceLock::new(),
-        })
+        Ok(Checkpoint { path: path.to_owned(), config, files, tensors, sha256: OnceLock::new() })
     }
 
     /// The complete configuration.
@@ -118,18 +112,9 @@ impl Checkpoint {
     /// A tensor by the original authors' name, whatever the file calls it.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((name, stored)) = self.tensors.get_key_value(name) else {
-            return Err(Error::tensor(
-                &self.path,
-                name,
-                "the model has no such tensor",
-            ));
+            return Err(Error::tensor(&self.path, name, "the model has no such tensor"));
         };
-        Ok(TensorView {
-            name,
-            dtype: stored.dtype,
-            shape: &stored.shape,
-            bytes: bytes_of(&self.files, &stored.data),
-        })
+        Ok(TensorView { name, dtype: stored.dtype, shape: &stored.shape, bytes: bytes_of(&self.files, &stored.data) })
     }
 
     /// A tensor that must have this shape.
@@ -138,11 +123,7 @@ impl Checkpoint {
         if view.shape == shape {
             Ok(view)
         } else {
-            Err(Error::tensor(
-                &self.path,
-                name,
-                format!("found shape {:?}, needed {shape:?}", view.shape),
-            ))
+            Err(Error::tensor(&self.path, name, format!("found shape {:?}, needed {shape:?}", view.shape)))
         }
     }
 
@@ -150,11 +131,7 @@ impl Checkpoint {
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let view = self.get(name)?;
         if !layout::is_vector(view.shape, len) {
-            return Err(Error::tensor(
-                &self.path,
-                name,
-                format!("found shape {:?}, needed [{len}]", view.shape),
-            ));
+            return Err(Error::tensor(&self.path, name, format!("found shape {:?}, needed [{len}]", view.shape)));
         }
         self.check_finite(&view)?;
         Ok(view.to_f32())
@@ -168,9 +145,7 @@ impl Checkpoint {
     /// The type of the big matrices.
     pub fn dtype(&self) -> Dtype {
         // Opening has made sure that this tensor is there.
-        self.tensors
-            .get("blocks.0.ffn.key.weight")
-            .map_or(Dtype::F32, |t| t.dtype)
+        self.tensors.get("blocks.0.ffn.key.weight").map_or(Dtype::F32, |t| t.dtype)
     }
 
     /// SHA-256 of the configuration and of every tensor's name, type, shape and bytes: equal for the same model in another kind of file.
@@ -187,13 +162,8 @@ impl Checkpoint {
         }
         let config = GenerationConfig::parse(&path, &read_small(&path, MAX_CONFIG)?)?;
         let vocab_size = self.config.vocab_size;
-        if let Some(id) = config
-            .eos_token_id
-            .iter()
-            .find(|&&id| id as usize >= vocab_size)
-        {
-            let reason =
-                format!("eos_token_id is {id}, but the vocabulary has {vocab_size} tokens");
+        if let Some(id) = config.eos_token_id.iter().find(|&&id| id as usize >= vocab_size) {
+            let reason = format!("eos_token_id is {id}, but the vocabulary has {vocab_size} tokens");
             return Err(Error::config(&path, reason));
         }
         Ok(Some(config))
@@ -201,11 +171,7 @@ impl Checkpoint {
 
     /// The folder that holds the model's files.
     pub fn folder(&self) -> &Path {
-        if self.path.is_dir() {
-            &self.path
-        } else {
-            self.path.parent().unwrap_or(Path::new(""))
-        }
+        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new("")) }
     }
 
     fn hash(&self) -> String {
@@ -218,13 +184,7 @@ impl Checkpoint {
         for (name, stored) in &self.tensors {
             part(name.as_bytes());
             part(stored.dtype.name().as_bytes());
-            part(
-                &stored
-                    .shape
-                    .iter()
-                    .flat_map(|&d| (d as u64).to_le_bytes())
-                    .collect::<Vec<u8>>(),
-            );
+            part(&stored.shape.iter().flat_map(|&d| (d as u64).to_le_bytes()).collect::<Vec<u8>>());
             part(bytes_of(&self.files, &stored.data));
         }
         hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
@@ -259,11 +219,7 @@ fn tie(path: &Path, files: &[MappedFile], tensors: &mut Tensors) -> Result<()> {
     };
     match tensors.get("head.weight") {
         Some(head) if bytes_of(files, &head.data) != bytes_of(files, &emb.data) => {
-            Err(Error::tensor(
-                path,
-                "head.weight",
-                "it differs from `emb.weight`, but tie_word_embeddings is true",
-            ))
+            Err(Error::tensor(path, "head.weight", "it differs from `emb.weight`, but tie_word_embeddings is true"))
         }
         Some(_) => Ok(()),
         None => {
@@ -281,9 +237,7 @@ fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::format(path, "not a regular file"));
     }
     let mut text = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut text)
-        .map_err(Error::io(path))?;
+    file.take(limit + 1).read_to_end(&mut text).map_err(Error::io(path))?;
     if text.len() as u64 > limit {
         return Err(Error::format(
             path,
@@ -307,11 +261,7 @@ enum Weights {
 impl Source {
     fn find(path: &Path) -> Result<Source> {
         let meta = std::fs::metadata(path).map_err(Error::io(path))?;
-        let folder = if meta.is_dir() {
-            path
-        } else {
-            path.parent().unwrap_or(Path::new(""))
-        };
+        let folder = if meta.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
         let config = Some(folder.join("config.json")).filter(|p| p.exists());
         let weights = if meta.is_dir() {
             Source::in_folder(path)?
@@ -325,27 +275,18 @@ impl Source {
 
     /// The usual names first; else the only file that looks like weights.
     fn in_folder(folder: &Path) -> Result<Weights> {
-        for name in [
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-        ] {
+        for name in
+            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+        {
             let path = folder.join(name);
             if path.exists() {
-                return Ok(if name.ends_with(".json") {
-                    Weights::Index(path)
-                } else {
-                    Weights::One(path)
-                });
+                return Ok(if name.ends_with(".json") { Weights::Index(path) } else { Weights::One(path) });
             }
         }
         let mut found = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
             let path = entry.map_err(Error::io(folder))?.path();
-            let weights = path
-                .extension()
-                .is_some_and(|e| ["safetensors", "pth", "pt"].iter().any(|w| e == *w));
+            let weights = path.extension().is_some_and(|e| ["safetensors", "pth", "pt"].iter().any(|w| e == *w));
             if weights && path.is_file() {
                 found.push(path);
             }
@@ -358,17 +299,11 @@ impl Source {
             )),
             [one] => Ok(Weights::One(one.clone())),
             several => {
-                let names: Vec<_> = several
-                    .iter()
-                    .filter_map(|p| p.file_name())
-                    .map(|n| n.to_string_lossy())
-                    .collect();
+                let names: Vec<_> = several.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
                 let names = names.join(", ");
                 Err(Error::format(
                     folder,
-                    format!(
-                        "the folder holds several files of weights ({names}): give the path of one"
-                    ),
+                    format!("the folder holds several files of weights ({names}): give the path of one"),
                 ))
             }
         }
@@ -399,10 +334,11 @@ impl Source {
 
 fn read_file(file: &MappedFile, number: usize) -> Result<Vec<Stored>> {
     let path = file.path();
-    let pth = ["pth", "pt", "bin"]
-        .iter()
-        .any(|e| path.extension().is_some_and(|found| found == *e));
-    if pth || pth::is_pth(file) {
+    let pth = ["pth", "pt", "bin"].iter().any(|e| path.extension().is_some_and(|found| found == *e));
+    if file.starts_with(b"GGUF") {
+        let reason = "it is a GGUF file; needed safetensors or .pth";
+        Err(Error::format(path, reason))
+    } else if pth || pth::is_pth(file) {
         pth::read(path, file, number)
     } else {
         Ok(safetensors::read(path, file, number)?.0)

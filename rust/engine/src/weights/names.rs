@@ -39,8 +39,7 @@ pub(super) fn canonical(stored: &str) -> String {
 pub(super) fn block_of(name: &str) -> Option<(usize, &str)> {
     let (number, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
     // Only the usual spelling: `+1` and `01` would be other tensors with the same number.
-    let usual =
-        number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    let usual = number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
     if !usual {
         return None;
     }
@@ -53,10 +52,7 @@ pub(super) enum Family {
     /// The tensors of RWKV-4, which SpikeGPT shares; `ffn_pre`: with `ffnPre` in block 0.
     Rwkv4Like { ffn_pre: bool },
     /// A known architecture that this version does not run, and the tensor that shows it.
-    Other {
-        architecture: &'static str,
-        evidence: String,
-    },
+    Other { architecture: &'static str, evidence: String },
     /// Nothing known.
     Unknown,
 }
@@ -69,32 +65,23 @@ const MARKS: &[(&str, &str)] = &[
     ("att.time_faaaa", "RWKV-5 or RWKV-6"),
     ("att.ln_x.weight", "RWKV-5"),
     ("attn.c_attn.weight", "GPT-2"),
-    (
-        "self_attn.q_proj.weight",
-        "a transformer of the Llama family",
-    ),
+    ("self_attn.q_proj.weight", "a transformer of the Llama family"),
     ("mixer.A_log", "Mamba"),
 ];
 
 /// Judges the canonical names of a file.
 pub(super) fn family<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Family {
     for (mark, architecture) in MARKS {
-        if let Some(name) = names.clone().find(|n| {
-            n.strip_suffix(mark)
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        }) {
-            return Family::Other {
-                architecture,
-                evidence: name.to_owned(),
-            };
+        if let Some(name) =
+            names.clone().find(|n| n.strip_suffix(mark).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+        {
+            return Family::Other { architecture, evidence: name.to_owned() };
         }
     }
     if !names.clone().any(|n| block_of(n).is_some()) {
         return Family::Unknown;
     }
-    Family::Rwkv4Like {
-        ffn_pre: names.clone().any(|n| n.starts_with("blocks.0.ffnPre.")),
-    }
+    Family::Rwkv4Like { ffn_pre: names.clone().any(|n| n.starts_with("blocks.0.ffnPre.")) }
 }
 
 #[cfg(test)]
@@ -107,34 +94,16 @@ mod tests {
             ("emb.weight", "emb.weight"),
             ("rwkv.embeddings.weight", "emb.weight"),
             ("rwkv.blocks.0.pre_ln.bias", "blocks.0.ln0.bias"),
-            (
-                "rwkv.blocks.11.attention.time_mix_key",
-                "blocks.11.att.time_mix_k",
-            ),
-            (
-                "rwkv.blocks.2.attention.time_mix_value",
-                "blocks.2.att.time_mix_v",
-            ),
-            (
-                "rwkv.blocks.2.feed_forward.time_mix_receptance",
-                "blocks.2.ffn.time_mix_r",
-            ),
-            (
-                "rwkv.blocks.2.feed_forward.receptance.weight",
-                "blocks.2.ffn.receptance.weight",
-            ),
+            ("rwkv.blocks.11.attention.time_mix_key", "blocks.11.att.time_mix_k"),
+            ("rwkv.blocks.2.attention.time_mix_value", "blocks.2.att.time_mix_v"),
+            ("rwkv.blocks.2.feed_forward.time_mix_receptance", "blocks.2.ffn.time_mix_r"),
+            ("rwkv.blocks.2.feed_forward.receptance.weight", "blocks.2.ffn.receptance.weight"),
             ("rwkv.ln_out.weight", "ln_out.weight"),
             ("head.weight", "head.weight"),
-            (
-                "module._orig_mod.blocks.0.ffnPre.key.weight",
-                "blocks.0.ffnPre.key.weight",
-            ),
+            ("module._orig_mod.blocks.0.ffnPre.key.weight", "blocks.0.ffnPre.key.weight"),
             ("blocks.x.attention.y", "blocks.x.attention.y"),
             ("blocks.01.attention.y", "blocks.01.attention.y"),
-            (
-                "blocks.99999999999999999999999.att.y",
-                "blocks.99999999999999999999999.att.y",
-            ),
+            ("blocks.99999999999999999999999.att.y", "blocks.99999999999999999999999.att.y"),
         ] {
             assert_eq!(canonical(stored), name, "{stored}");
         }
@@ -143,14 +112,8 @@ mod tests {
     #[test]
     fn architectures_are_told_by_their_marks() {
         let family = |names: &[&'static str]| family(names.iter().copied());
-        assert_eq!(
-            family(&["blocks.0.att.key.weight"]),
-            Family::Rwkv4Like { ffn_pre: false }
-        );
-        assert_eq!(
-            family(&["blocks.0.ffnPre.key.weight"]),
-            Family::Rwkv4Like { ffn_pre: true }
-        );
+        assert_eq!(family(&["blocks.0.att.key.weight"]), Family::Rwkv4Like { ffn_pre: false });
+        assert_eq!(family(&["blocks.0.ffnPre.key.weight"]), Family::Rwkv4Like { ffn_pre: true });
         assert_eq!(family(&["x", "y"]), Family::Unknown);
         for (name, expected) in [
             ("blocks.0.att.r_k", "RWKV-7"),

@@ -43,10 +43,7 @@ impl<'de> Deserialize<'de> for Header {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut names = BTreeSet::new();
                 let mut tensors = Vec::new();
                 let mut metadata = BTreeMap::new();
@@ -68,18 +65,9 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// The tensors of a safetensors file, which is `file` in the list of the checkpoint's files.
-pub(super) fn read(
-    path: &Path,
-    bytes: &[u8],
-    file: usize,
-) -> Result<(Vec<Stored>, BTreeMap<String, String>)> {
+pub(super) fn read(path: &Path, bytes: &[u8], file: usize) -> Result<(Vec<Stored>, BTreeMap<String, String>)> {
     let bad = |reason: String| Error::format(path, reason);
-    let truncated = |needed: u64| {
-        bad(format!(
-            "the file is truncated: found {} bytes, needed {needed}",
-            bytes.len()
-        ))
-    };
+    let truncated = |needed: u64| bad(format!("the file is truncated: found {} bytes, needed {needed}", bytes.len()));
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(truncated(8));
     };
@@ -92,11 +80,8 @@ pub(super) fn read(
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(truncated(8 + length));
     };
-    let header: Header = serde_json::from_slice(header).map_err(|e| {
-        bad(format!(
-            "not a safetensors file: its header is not valid: {e}"
-        ))
-    })?;
+    let header: Header = serde_json::from_slice(header)
+        .map_err(|e| bad(format!("not a safetensors file: its header is not valid: {e}")))?;
     let mut tensors = Vec::with_capacity(header.tensors.len());
     for (name, raw) in header.tensors {
         tensors.push(check(path, name, raw)?);
@@ -106,16 +91,8 @@ pub(super) fn read(
     let mut place = 0;
     for (tensor, start, end) in &tensors {
         if *start != place {
-            let what = if *start < place {
-                "overlap those of another tensor"
-            } else {
-                "leave a gap before them"
-            };
-            return Err(Error::tensor(
-                path,
-                &tensor.name,
-                format!("its bytes {start}..{end} {what}"),
-            ));
+            let what = if *start < place { "overlap those of another tensor" } else { "leave a gap before them" };
+            return Err(Error::tensor(path, &tensor.name, format!("its bytes {start}..{end} {what}")));
         }
         place = *end;
     }
@@ -123,10 +100,7 @@ pub(super) fn read(
         return Err(truncated((8 + length).saturating_add(place)));
     }
     if place < data.len() as u64 {
-        return Err(bad(format!(
-            "{} bytes at the end belong to no tensor",
-            data.len() as u64 - place
-        )));
+        return Err(bad(format!("{} bytes at the end belong to no tensor", data.len() as u64 - place)));
     }
     let base = 8 + length as usize;
     let stored = tensors.into_iter().map(|(mut tensor, start, end)| {
@@ -144,10 +118,7 @@ fn check(path: &Path, name: String, raw: RawTensor) -> Result<(Stored, u64, u64)
         return Err(bad(format!("its type {} is not supported", raw.dtype)));
     };
     if raw.shape.len() > MAX_DIMS {
-        return Err(bad(format!(
-            "found {} dimensions, at most {MAX_DIMS} are read",
-            raw.shape.len()
-        )));
+        return Err(bad(format!("found {} dimensions, at most {MAX_DIMS} are read", raw.shape.len())));
     }
     let shape: Option<Vec<usize>> = raw.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
     let needed = shape.as_ref().and_then(|shape| byte_len(dtype, shape));
@@ -161,21 +132,8 @@ fn check(path: &Path, name: String, raw: RawTensor) -> Result<(Stored, u64, u64)
             dtype.name()
         )));
     }
-    let data = Data::Mapped {
-        file: 0,
-        start: 0,
-        len: 0,
-    };
-    Ok((
-        Stored {
-            name,
-            dtype,
-            shape,
-            data,
-        },
-        start,
-        end,
-    ))
+    let data = Data::Mapped { file: 0, start: 0, len: 0 };
+    Ok((Stored { name, dtype, shape, data }, start, end))
 }
 
 /// Any safetensors file: named tensors and notes, mapped and checked like a model's.
@@ -192,11 +150,7 @@ impl SafetensorsFile {
         let file = MappedFile::open(path)?;
         let (stored, metadata) = read(path, &file, 0)?;
         let tensors = stored.into_iter().map(|t| (t.name.clone(), t)).collect();
-        Ok(SafetensorsFile {
-            file,
-            tensors,
-            metadata,
-        })
+        Ok(SafetensorsFile { file, tensors, metadata })
     }
 
     /// The notes of the file's header.
@@ -212,11 +166,7 @@ impl SafetensorsFile {
     /// A tensor by its name.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((name, stored)) = self.tensors.get_key_value(name) else {
-            return Err(Error::tensor(
-                self.file.path(),
-                name,
-                "the file has no such tensor",
-            ));
+            return Err(Error::tensor(self.file.path(), name, "the file has no such tensor"));
         };
         Ok(TensorView {
             name,
@@ -245,19 +195,16 @@ pub(super) fn read_index(path: &Path) -> Result<Index> {
 }
 
 fn parse_index(path: &Path, text: &[u8]) -> Result<Index> {
-    let raw: RawIndex = serde_json::from_slice(text)
-        .map_err(|e| Error::format(path, format!("not a valid index: {e}")))?;
+    let raw: RawIndex =
+        serde_json::from_slice(text).map_err(|e| Error::format(path, format!("not a valid index: {e}")))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut files: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in raw.weight_map {
-        let plain =
-            !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']);
+        let plain = !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']);
         if !plain {
             return Err(Error::format(
                 path,
-                format!(
-                    "tensor `{tensor}`: found file name {file:?}, needed the name of a file in the same folder"
-                ),
+                format!("tensor `{tensor}`: found file name {file:?}, needed the name of a file in the same folder"),
             ));
         }
         files.entry(folder.join(file)).or_default().insert(tensor);
@@ -269,25 +216,13 @@ fn parse_index(path: &Path, text: &[u8]) -> Result<Index> {
 }
 
 /// A shard must hold exactly what the index says.
-pub(super) fn check_shard(
-    path: &Path,
-    stored: &[Stored],
-    promised: &BTreeSet<String>,
-) -> Result<()> {
+pub(super) fn check_shard(path: &Path, stored: &[Stored], promised: &BTreeSet<String>) -> Result<()> {
     let found: BTreeSet<&str> = stored.iter().map(|t| t.name.as_str()).collect();
     if let Some(name) = promised.iter().find(|name| !found.contains(name.as_str())) {
-        return Err(Error::tensor(
-            path,
-            name,
-            "the index says that this file holds it, but it does not",
-        ));
+        return Err(Error::tensor(path, name, "the index says that this file holds it, but it does not"));
     }
     if let Some(name) = found.iter().find(|name| !promised.contains(**name)) {
-        return Err(Error::tensor(
-            path,
-            name,
-            "this file holds it, but the index does not say so",
-        ));
+        return Err(Error::tensor(path, name, "this file holds it, but the index does not say so"));
     }
     Ok(())
 }
@@ -299,27 +234,12 @@ mod tests {
     #[test]
     fn an_index_reaches_no_other_folder() {
         let index = |file: &str| {
-            parse_index(
-                Path::new("m/i.json"),
-                format!(r#"{{"weight_map": {{"a": {file:?}}}}}"#).as_bytes(),
-            )
+            parse_index(Path::new("m/i.json"), format!(r#"{{"weight_map": {{"a": {file:?}}}}}"#).as_bytes())
         };
         assert!(index("model-1.safetensors").is_ok());
-        for file in [
-            "../x",
-            "/etc/passwd",
-            "a/b",
-            "",
-            "..",
-            "c:x",
-            "a\\b",
-            ".hidden",
-        ] {
+        for file in ["../x", "/etc/passwd", "a/b", "", "..", "c:x", "a\\b", ".hidden"] {
             let message = index(file).err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(
-                message.contains("needed the name of a file in the same folder"),
-                "{file}: {message}"
-            );
+            assert!(message.contains("needed the name of a file in the same folder"), "{file}: {message}");
         }
     }
 }

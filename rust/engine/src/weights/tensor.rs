@@ -49,9 +49,7 @@ impl Dtype {
     /// The type of a name in a safetensors header.
     pub fn by_name(name: &str) -> Option<Dtype> {
         use Dtype::{Bf16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
-        [F32, Bf16, F16, F64, I64, I32, I16, I8, U8, Bool]
-            .into_iter()
-            .find(|d| d.name() == name)
+        [F32, Bf16, F16, F64, I64, I32, I16, I8, U8, Bool].into_iter().find(|d| d.name() == name)
     }
 
     /// Whether weights can have this type.
@@ -62,9 +60,7 @@ impl Dtype {
 
 /// Bytes of a tensor, `None` if that number does not exist.
 pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
+    shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d))
 }
 
 /// A tensor as it lies in the file: little-endian, row-major, at any alignment.
@@ -101,12 +97,7 @@ impl TensorView<'_> {
         let rows = self.shape.first().copied().unwrap_or(1);
         assert!(row < rows, "row {row} of `{}`, which has {rows}", self.name);
         let width = self.bytes.len() / rows;
-        assert_eq!(
-            out.len() * self.dtype.size(),
-            width,
-            "length of a row of `{}`",
-            self.name
-        );
+        assert_eq!(out.len() * self.dtype.size(), width, "length of a row of `{}`", self.name);
         decode(self.dtype, &self.bytes[row * width..(row + 1) * width], out);
     }
 
@@ -142,13 +133,7 @@ fn all_finite(values: &[f32]) -> bool {
 /// # Panics
 /// If the lengths differ.
 pub(crate) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    assert_eq!(
-        bytes.len(),
-        out.len() * dtype.size(),
-        "bytes of {} {} values",
-        out.len(),
-        dtype.name()
-    );
+    assert_eq!(bytes.len(), out.len() * dtype.size(), "bytes of {} {} values", out.len(), dtype.name());
     match dtype {
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
         Dtype::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
@@ -175,12 +160,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], bytes: &'a [u8]) -> TensorView<'a> {
-        TensorView {
-            name: "t",
-            dtype,
-            shape,
-            bytes,
-        }
+        TensorView { name: "t", dtype, shape, bytes }
     }
 
     #[test]
@@ -188,20 +168,11 @@ mod tests {
         let mut bytes = vec![0u8];
         bytes.extend([1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()));
         assert_eq!(view(Dtype::F32, &[2], &bytes[1..]).to_f32(), [1.5, -2.0]);
-        let bytes: Vec<u8> = [1.5f32, -2.0]
-            .iter()
-            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
         assert_eq!(view(Dtype::Bf16, &[2], &bytes).to_f32(), [1.5, -2.0]);
-        let bytes: Vec<u8> = [1.5f32, -2.0]
-            .iter()
-            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
         assert_eq!(view(Dtype::F16, &[2], &bytes).to_f32(), [1.5, -2.0]);
-        let bytes: Vec<u8> = [1.5f64, -2.0]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = [1.5f64, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(view(Dtype::F64, &[2], &bytes).to_f32(), [1.5, -2.0]);
         let bytes: Vec<u8> = [7i64, -2].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(view(Dtype::I64, &[2], &bytes).to_f32(), [7.0, -2.0]);
@@ -219,12 +190,7 @@ mod tests {
 
     #[test]
     fn the_first_value_that_is_not_finite_is_found_wherever_it_is() {
-        for bad in [
-            f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::from_bits(0x7f80_0001),
-        ] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0x7f80_0001)] {
             for at in [0, 15, 16, 2047, 2048, 4999] {
                 let mut values = vec![f32::MAX; 5000];
                 values[at] = bad;
@@ -233,10 +199,7 @@ mod tests {
                 assert_eq!(found.map(|f| f.0), Some(at), "{bad} at {at}");
             }
         }
-        let bytes: Vec<u8> = [f32::MIN; 33]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = [f32::MIN; 33].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(view(Dtype::F32, &[33], &bytes).first_not_finite(), None);
     }
 }

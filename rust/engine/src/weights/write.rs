@@ -1,6 +1,7 @@
 //! Writing files so that a full disk or an interruption leaves what was there before.
 //!
 //! A new file grows under a temporary name in the same folder, is flushed to the disk, and then takes its real name in one step.
+//! Only a process that is killed leaves the temporary file (`.spikelet-….part`), which nothing reads.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -31,10 +32,7 @@ impl PendingFile {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder).map_err(Error::io(target))?;
-        Ok(PendingFile {
-            target: target.to_owned(),
-            file,
-        })
+        Ok(PendingFile { target: target.to_owned(), file })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -43,17 +41,13 @@ impl PendingFile {
 
     /// Waits until the content is on the disk: the last moment at which a full disk can show.
     pub fn sync(&self) -> Result<()> {
-        self.file
-            .as_file()
-            .sync_all()
-            .map_err(Error::io(&self.target))
+        self.file.as_file().sync_all().map_err(Error::io(&self.target))
     }
 
     /// Takes the real name. Call [`PendingFile::sync`] before.
     pub fn commit(self) -> Result<()> {
         let PendingFile { target, file } = self;
-        file.persist(&target)
-            .map_err(|e| Error::io(&target)(e.error))?;
+        file.persist(&target).map_err(|e| Error::io(&target)(e.error))?;
         sync_folder(&target).map_err(Error::io(&target))
     }
 }
@@ -96,12 +90,7 @@ impl Plan<'_> {
 
 /// The order in which tensors lie in a file: wide types first, so that every tensor is aligned; then by name.
 pub(super) fn order(plans: &mut [Plan<'_>]) {
-    plans.sort_by(|a, b| {
-        b.dtype
-            .size()
-            .cmp(&a.dtype.size())
-            .then_with(|| a.name.cmp(b.name))
-    });
+    plans.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(b.name)));
 }
 
 /// Length and JSON of a file with these tensors, in this order.
@@ -128,32 +117,20 @@ pub(super) fn header(plans: &[Plan<'_>], metadata: &BTreeMap<String, String>) ->
 /// Writes tensors and string metadata to a safetensors file.
 ///
 /// The file appears whole or not at all; one that was there before stays until then.
-pub fn save_safetensors(
-    path: &Path,
-    tensors: &[TensorView<'_>],
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+pub fn save_safetensors(path: &Path, tensors: &[TensorView<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut by_name = BTreeMap::new();
     for tensor in tensors {
         let reason = if byte_len(tensor.dtype, tensor.shape) != Some(tensor.bytes.len()) {
             "its bytes do not fit its shape"
-        } else if tensor.name == "__metadata__"
-            || by_name.insert(tensor.name, tensor.bytes).is_some()
-        {
+        } else if tensor.name == "__metadata__" || by_name.insert(tensor.name, tensor.bytes).is_some() {
             "its name cannot be used, or is used twice"
         } else {
             continue;
         };
         return Err(Error::tensor(path, tensor.name, reason));
     }
-    let mut plans: Vec<Plan<'_>> = tensors
-        .iter()
-        .map(|t| Plan {
-            name: t.name,
-            dtype: t.dtype,
-            shape: t.shape,
-        })
-        .collect();
+    let mut plans: Vec<Plan<'_>> =
+        tensors.iter().map(|t| Plan { name: t.name, dtype: t.dtype, shape: t.shape }).collect();
     order(&mut plans);
     let mut file = PendingFile::create(path)?;
     file.write(&header(&plans, metadata))?;
