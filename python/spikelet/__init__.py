@@ -1,1 +1,73 @@
-"""spikelet: fast local text generation with SpikeGPT and RWKV models."""
+"""spikelet: fast local text generation with SpikeGPT, a spiking language model, and RWKV.
+
+Example:
+    >>> import spikelet
+    >>> model = spikelet.load()
+    >>> generation = model.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=7)
+    >>> "".join(token for token in generation) == generation.text
+    True
+
+`spikelet.load()` loads the model that comes with the package.
+"""
+
+from spikelet._models import find_model, home, load, local_models
+from spikelet._spikelet import (
+    Completion,
+    Generation,
+    GenerationStats,
+    Model,
+    ModelConfig,
+    Session,
+    State,
+    Tokenizer,
+    Trace,
+    __version__,
+    convert,
+    cpu_features,
+    default_options,
+    inspect,
+)
+from spikelet._token import Token, TokenLogprob
+from spikelet.errors import (
+    FileError,
+    FormatError,
+    InternalError,
+    NotFoundError,
+    OptionError,
+    SpikeletError,
+    StateError,
+    TokenizerError,
+    UnsupportedError,
+)
+
+__all__ = [
+    "Completion",
+    "FileError",
+    "FormatError",
+    "Generation",
+    "GenerationStats",
+    "InternalError",
+    "Model",
+    "ModelConfig",
+    "NotFoundError",
+    "OptionError",
+    "Session",
+    "SpikeletError",
+    "State",
+    "StateError",
+    "Token",
+    "TokenLogprob",
+    "Tokenizer",
+    "TokenizerError",
+    "Trace",
+    "UnsupportedError",
+    "__version__",
+    "convert",
+    "cpu_features",
+    "default_options",
+    "find_model",
+    "home",
+    "inspect",
+    "load",
+    "local_models",
+]

@@ -54,6 +54,14 @@ pub enum Error {
         /// What was found and what is needed.
         reason: String,
     },
+    /// A model has no tokenizer beside it. Token ids work all the same.
+    #[error("{}: {reason}", path.display())]
+    NoTokenizer {
+        /// The folder that was searched.
+        path: PathBuf,
+        /// What was looked for, and what would help.
+        reason: String,
+    },
     /// Something that this version does not do.
     #[error("{what} is not supported: {reason}")]
     Unsupported {

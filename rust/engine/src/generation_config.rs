@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::decode::StopRules;
 use crate::error::{Error, Result};
+use crate::sampler::SamplingParams;
 
 /// Default sampling settings that lie beside a model.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -50,6 +52,35 @@ impl GenerationConfig {
             serde_json::from_slice(text).map_err(|e| Error::config(path, format!("not valid: {e}")))?;
         config.check(path)?;
         Ok(config)
+    }
+
+    /// Puts the model's wishes over the engine's defaults.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a preset that does not exist.
+    pub fn apply(&self, sampling: &mut SamplingParams, stop: &mut StopRules) -> Result<()> {
+        if let Some(name) = &self.preset {
+            sampling.preset = name.parse()?;
+        }
+        let numbers = [
+            (&mut sampling.temperature, self.temperature),
+            (&mut sampling.top_p, self.top_p),
+            (&mut sampling.min_p, self.min_p),
+            (&mut sampling.typical_p, self.typical_p),
+            (&mut sampling.repetition_penalty, self.repetition_penalty),
+            (&mut sampling.presence_penalty, self.presence_penalty),
+            (&mut sampling.frequency_penalty, self.frequency_penalty),
+            (&mut sampling.penalty_decay, self.penalty_decay),
+        ];
+        for (place, wish) in numbers {
+            *place = wish.unwrap_or(*place);
+        }
+        for (place, wish) in [(&mut sampling.top_k, self.top_k), (&mut stop.max_new_tokens, self.max_new_tokens)] {
+            *place = wish.map_or(*place, |n| n as usize);
+        }
+        stop.strings.clone_from(&self.stop);
+        stop.ids.clone_from(&self.eos_token_id);
+        Ok(())
     }
 
     fn check(&self, path: &Path) -> Result<()> {

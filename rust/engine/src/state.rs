@@ -188,7 +188,7 @@ mod tests {
     fn a_state_of_another_model_is_refused() {
         let mut pool = pool();
         let a = pool.alloc();
-        let error = pool.write(a, &[0.0; 4]).unwrap_err().to_string();
+        let error = pool.write(a, &[0.0; 4]).expect_err("refused").to_string();
         assert!(error.contains("4 numbers") && error.contains("has 5"), "{error}");
         assert!(pool.write(a, &[f32::NAN; 5]).is_err());
         assert_eq!(pool.get(a), [0.0, 0.0, -1.0, -1.0, -1.0], "a refused state changes nothing");

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use common::{Random, VOCAB, bits, load, random_model, run};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::model::{LoadOptions, Model};
 use spikelet::state::Slot;
+use spikelet::weights::{Checkpoint, Dtype, convert};
 use spikelet_simd::{Level, WeightFormat};
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
@@ -205,4 +207,24 @@ fn an_id_out_of_range_is_refused_and_changes_nothing() {
     let error = runner.forward(&[row]).unwrap_err().to_string();
     assert!(error.contains(&VOCAB.to_string()), "{error}");
     assert!(bits(&runner.read_state(slot)) == before);
+}
+
+#[test]
+fn converting_to_a_format_and_loading_in_it_give_the_same_bits() {
+    let ids = ids(8, 20);
+    each_model(|name, folder, format| {
+        let dtype = match format {
+            WeightFormat::F32 => Dtype::F32,
+            WeightFormat::Bf16 => Dtype::Bf16,
+            WeightFormat::F16 => Dtype::F16,
+        };
+        let converted = tempfile::tempdir().unwrap();
+        let out = converted.path().join("model");
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        convert(&checkpoint, &out, Some(dtype), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let expected = run(&load(folder, options(format)), &ids, [20]);
+        let model = load(&out, LoadOptions::default());
+        assert_eq!(model.format(), format, "{name}: the file's own format is kept");
+        assert!(run(&model, &ids, [20]) == expected, "{name}");
+    });
 }

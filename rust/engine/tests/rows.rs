@@ -307,6 +307,12 @@ fn scores_are_the_log_probabilities_of_generation() {
     Listener::default().finish(&mut decoder);
     let state = decoder.take_state(row).unwrap();
     assert_eq!(bits(decoder.score(&told.ids, Some(&state)).unwrap()), told.logprobs);
+    // Piece by piece, as one does with a long text.
+    let slot = decoder.runner_mut().alloc_slot();
+    let pieces = [&text[..10], &text[9..11], &text[10..]];
+    let scored: Vec<u32> = pieces.iter().flat_map(|piece| bits(decoder.score_from(slot, piece).unwrap())).collect();
+    assert_eq!(scored, scores);
+    decoder.runner_mut().free_slot(slot);
     assert!(decoder.score(&[], None).unwrap().is_empty());
     assert!(decoder.score(&[1], None).unwrap().is_empty());
     assert!(decoder.score(&[1, 40], None).unwrap_err().to_string().contains("40"));
@@ -368,7 +374,10 @@ fn statistics_count_tokens_and_time() {
     let mut decoder = decoder(4);
     let mut listener = Listener::default();
     let row = decoder.add(&Request { prompt: vec![1; 10], stop: stop(6), ..Default::default() }).unwrap();
+    listener.step(&mut decoder).unwrap();
+    assert_eq!(decoder.stats(row).unwrap().num_prompt_tokens, 4);
     listener.finish(&mut decoder);
+    assert!(decoder.stats(row).is_none());
     let stats = listener.stats[&row];
     assert_eq!((stats.num_prompt_tokens, stats.num_generated_tokens), (10, 6));
     assert!(stats.prefill_seconds > 0.0 && stats.decode_seconds > 0.0);

@@ -1,6 +1,46 @@
-//! Python binding of spikelet.
+//! The Python package's compiled module: conversion, docstrings and the GIL; what it does lies in the engine.
+
+mod args;
+mod batch;
+mod config;
+mod errors;
+mod files;
+mod generation;
+mod model;
+mod options;
+mod session;
+mod shared;
+mod state;
+mod stream;
+mod tokenizer;
+mod trace;
+mod train_ops;
 
 use pyo3::prelude::*;
 
+/// The engine of spikelet. Use it through the `spikelet` package.
 #[pymodule]
-mod _spikelet {}
+mod _spikelet {
+    #[pymodule_export]
+    use super::config::ModelConfig;
+    #[pymodule_export]
+    use super::files::{convert, cpu_features, default_options, inspect};
+    #[pymodule_export]
+    use super::generation::{Completion, Generation, GenerationStats};
+    #[pymodule_export]
+    use super::model::{Model, load_model};
+    #[pymodule_export]
+    use super::session::Session;
+    #[pymodule_export]
+    use super::state::State;
+    #[pymodule_export]
+    use super::tokenizer::Tokenizer;
+    #[pymodule_export]
+    use super::trace::Trace;
+    #[pymodule_export]
+    use super::train_ops::{lif_backward, lif_forward, mix_backward, mix_forward, wkv4_backward, wkv4_forward};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name Python gives to a package's version")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,10 +1,11 @@
 //! [`Cpu`]: an instruction set, threads, and every operation that models are made of.
 
-use crate::matmul::{self, Blocked, Dense, Picked, Product, STREAM_TOKENS, Steps, Stream};
+use crate::matmul::{self, Blocked, Product, STREAM_TOKENS, Stream};
 use crate::pack::PANEL;
 use crate::pool::Pool;
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
+use crate::tile::{Dense, Picks, Steps};
 use crate::vecops::{Binary, BinaryOp, LayerNorm, TokenMix, Unary, UnaryOp};
 use crate::{LANES, Level, Matrix};
 use std::ops::Range;
@@ -17,8 +18,10 @@ const SMALL_PRODUCT: usize = 32 << 10;
 const PANELS_AT_ONCE: usize = 4;
 /// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.
 const TASKS_PER_THREAD: usize = 4;
-/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read more slowly.
-const SPARSE_SHARE: (usize, usize) = (3, 4);
+/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at less than
+/// half the speed. Where arithmetic takes longer than memory, nearly any share pays.
+const SPARSE_SHARE: (usize, usize) = (2, 5);
+const SPARSE_SHARE_BUSY: (usize, usize) = (3, 4);
 
 /// Execution context: an instruction set and a pool of threads. Shared by all passes over a model, also from several threads at once.
 ///
@@ -33,8 +36,7 @@ pub struct Cpu {
 #[derive(Default)]
 struct Scratch {
     x: Vec<f32>,
-    picked: Vec<u32>,
-    ends: Vec<u32>,
+    picks: Picks,
 }
 
 impl Cpu {
@@ -125,26 +127,25 @@ impl Cpu {
         }
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
-            let most = width * SPARSE_SHARE.0 / SPARSE_SHARE.1;
-            if !matmul::pick(x, n, most, &mut scratch.picked, &mut scratch.ends) {
+            let busy = n > STREAM_TOKENS / 2 && w.format().bytes_per_weight() <= 2;
+            let share = if busy {
+                SPARSE_SHARE_BUSY
+            } else {
+                SPARSE_SHARE
+            };
+            let most = width * share.0 / share.1;
+            let Some(picked) = scratch.picks.find(x, n, width, most) else {
                 return false;
-            }
-            let count = scratch.picked.len();
-            let stride = matmul::stream_stride(count);
+            };
+            let stride = matmul::stream_stride(picked.len());
             grow(&mut scratch.x, n * stride);
             for (from, to) in x
                 .chunks_exact(width)
                 .zip(scratch.x.chunks_exact_mut(stride))
             {
-                for (to, &i) in to.iter_mut().zip(&scratch.picked) {
-                    *to = from[i as usize];
-                }
+                picked.gather(from, to);
             }
-            let steps = Picked {
-                inputs: &scratch.picked,
-                ends: &scratch.ends,
-            };
-            self.stream(w, &scratch.x[..n * stride], stride, n, steps, y);
+            self.stream(w, &scratch.x[..n * stride], stride, n, picked, y);
             true
         });
         if !done {

@@ -12,8 +12,8 @@
 //!   order, cut into blocks of 64 (see [`matmul`]).
 //! - Sums over channels use 16 virtual lanes and one fixed tree; `exp` is our own polynomial (see [`vecops`]).
 //!
-//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`matmul`],
-//! [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
+//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`tile`],
+//! [`matmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
 //! use spikelet_simd::{Cpu, Level, Matrix, WeightFormat};
@@ -38,11 +38,14 @@ pub mod convert;
 mod cpu;
 mod level;
 mod matmul;
+pub mod measure;
 mod pack;
 mod pool;
 mod portable;
 mod recurrence;
 mod shared;
+mod tile;
+pub mod train;
 mod vecops;
 
 pub use cpu::Cpu;
@@ -92,8 +95,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// `p * 2^n` where `n` sits in the low bits of `magic`, that is `magic = 1.5 * 2^23 + n`. The exponent of `p` is moved by
     /// integer addition: the caller sees to it that the result is a normal number.
     fn scale_exponent(self, p: Self::V, magic: Self::V) -> Self::V;
-    /// Asks for the cache line at `at` (which may lie outside any allocation).
-    fn prefetch<T>(self, at: *const T);
+    /// Asks for the cache line at `at` (which may lie outside any allocation): into the first level cache, or only the second.
+    fn prefetch<T>(self, at: *const T, near: bool);
 
     /// Up to 16 values; lanes beyond the slice hold `fill`.
     #[inline(always)]

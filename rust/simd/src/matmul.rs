@@ -14,171 +14,16 @@
 
 use crate::pack::PANEL;
 use crate::shared::SharedMut;
+use crate::tile::{Bf16, Dense, F16, Steps, Tile, Weight, tile};
 use crate::{Isa, LANES, Matrix, Op, WeightFormat};
 use std::ops::Range;
 
-/// Inputs in a block of the definition above.
-pub(crate) const BLOCK: usize = 64;
 /// Up to this many tokens are multiplied while the weights stream by.
 pub(crate) const STREAM_TOKENS: usize = 8;
 /// Inputs of all tokens that `blocked` works on at a time.
 const CHUNK: usize = 256;
 /// Tokens' inputs in a chunk lie this far apart: an odd number of cache lines, so that they spread over the cache's sets.
 const CHUNK_STRIDE: usize = CHUNK + LANES;
-
-/// A stored weight.
-pub(crate) trait Weight: Copy + Send + Sync {
-    const FORMAT: WeightFormat;
-    fn load<I: Isa>(isa: I, x: &[Self; LANES]) -> I::V;
-}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(crate) struct Bf16(pub u16);
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(crate) struct F16(pub u16);
-
-impl Weight for f32 {
-    const FORMAT: WeightFormat = WeightFormat::F32;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[f32; LANES]) -> I::V {
-        isa.load(x)
-    }
-}
-
-impl Weight for Bf16 {
-    const FORMAT: WeightFormat = WeightFormat::Bf16;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[Bf16; LANES]) -> I::V {
-        // SAFETY: `Bf16` is a transparent u16.
-        isa.load_bf16(unsafe { &*std::ptr::from_ref(x).cast() })
-    }
-}
-
-impl Weight for F16 {
-    const FORMAT: WeightFormat = WeightFormat::F16;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[F16; LANES]) -> I::V {
-        // SAFETY: `F16` is a transparent u16.
-        isa.load_f16(unsafe { &*std::ptr::from_ref(x).cast() })
-    }
-}
-
-/// Which inputs a product visits, in blocks.
-pub(crate) trait Steps: Copy {
-    /// Rows of weights that are fetched ahead of time; 0 leaves it to the processor.
-    const AHEAD: usize;
-    /// Number of steps.
-    fn len(self) -> usize;
-    fn blocks(self) -> usize;
-    /// The steps of block `b`.
-    fn block(self, b: usize) -> Range<usize>;
-    /// The input, that is the row of weights, that step `j` uses; it reads element `j` of the given tokens.
-    ///
-    /// # Safety
-    /// `j` must be a step of some block.
-    unsafe fn input(self, j: usize) -> usize;
-    /// The same for a step that may lie beyond the last.
-    fn input_ahead(self, j: usize) -> usize;
-}
-
-/// All inputs.
-#[derive(Clone, Copy)]
-pub(crate) struct Dense {
-    pub inputs: usize,
-}
-
-impl Steps for Dense {
-    const AHEAD: usize = 0;
-    #[inline(always)]
-    fn len(self) -> usize {
-        self.inputs
-    }
-    #[inline(always)]
-    fn blocks(self) -> usize {
-        self.inputs.div_ceil(BLOCK)
-    }
-    #[inline(always)]
-    fn block(self, b: usize) -> Range<usize> {
-        b * BLOCK..self.inputs.min((b + 1) * BLOCK)
-    }
-    #[inline(always)]
-    unsafe fn input(self, j: usize) -> usize {
-        j
-    }
-    #[inline(always)]
-    fn input_ahead(self, j: usize) -> usize {
-        j
-    }
-}
-
-/// Only the inputs that are not zero in all tokens.
-#[derive(Clone, Copy)]
-pub(crate) struct Picked<'a> {
-    /// Ascending indices of inputs.
-    pub inputs: &'a [u32],
-    /// For every block of 64 that has any, the end of its part of `inputs`.
-    pub ends: &'a [u32],
-}
-
-impl Steps for Picked<'_> {
-    const AHEAD: usize = 16;
-    #[inline(always)]
-    fn len(self) -> usize {
-        self.inputs.len()
-    }
-    #[inline(always)]
-    fn blocks(self) -> usize {
-        self.ends.len()
-    }
-    #[inline(always)]
-    fn block(self, b: usize) -> Range<usize> {
-        let start = if b == 0 { 0 } else { self.ends[b - 1] };
-        start as usize..self.ends[b] as usize
-    }
-    #[inline(always)]
-    unsafe fn input(self, j: usize) -> usize {
-        // SAFETY: steps of a block index `inputs`, by the caller's promise.
-        unsafe { *self.inputs.get_unchecked(j) as usize }
-    }
-    #[inline(always)]
-    fn input_ahead(self, j: usize) -> usize {
-        self.inputs.get(j).map_or(0, |&i| i as usize)
-    }
-}
-
-/// Lists the inputs that are not zero in all of the `n` tokens of `x`, and where blocks end.
-/// Gives up, returning false, when more than `most` are found.
-pub(crate) fn pick(
-    x: &[f32],
-    n: usize,
-    most: usize,
-    inputs: &mut Vec<u32>,
-    ends: &mut Vec<u32>,
-) -> bool {
-    let width = x.len() / n;
-    inputs.clear();
-    ends.clear();
-    inputs.reserve(width);
-    ends.reserve(width.div_ceil(BLOCK));
-    for block in (0..width).step_by(BLOCK) {
-        let before = inputs.len();
-        for i in block..width.min(block + BLOCK) {
-            if (0..n).any(|t| x[t * width + i] != 0.0) {
-                inputs.push(i as u32);
-            }
-        }
-        if inputs.len() > before {
-            ends.push(inputs.len() as u32);
-        }
-        if inputs.len() > most {
-            return false;
-        }
-    }
-    true
-}
 
 /// Where tokens' inputs lie so that tiles read them fast: row `t` starts at `t * stride`.
 pub(crate) fn stream_stride(width: usize) -> usize {
@@ -251,98 +96,6 @@ macro_rules! with_tokens {
     };
 }
 
-/// What a tile reads and adds to.
-#[derive(Clone, Copy)]
-struct Tile<W> {
-    /// First weight: input 0 of the first panel and vector.
-    w: *const W,
-    /// Distance between panels.
-    panel: usize,
-    x: *const f32,
-    x_stride: usize,
-    acc: *mut f32,
-    acc_stride: usize,
-}
-
-/// `P` panels by `V` vectors by `T` tokens: adds the given blocks to `acc`, which counts as zero if `fresh`.
-///
-/// # Safety
-/// For all panels, vectors, tokens and inputs visited, the pointers must be valid: `w` and `x` to read, `acc` to write.
-#[allow(clippy::needless_range_loop)] // constant bounds over arrays that become registers
-#[inline(always)]
-unsafe fn tile<I: Isa, W: Weight, S: Steps, const P: usize, const V: usize, const T: usize>(
-    isa: I,
-    a: Tile<W>,
-    steps: S,
-    blocks: Range<usize>,
-    fresh: bool,
-) {
-    let acc_at = |p: usize, t: usize, v: usize| {
-        a.acc
-            .wrapping_add(t * a.acc_stride + p * PANEL + v * LANES)
-            .cast::<[f32; LANES]>()
-    };
-    let mut acc = [[[isa.splat(0.0); V]; T]; P];
-    if !fresh {
-        for p in 0..P {
-            for t in 0..T {
-                for v in 0..V {
-                    // SAFETY: `acc` is valid for these by the caller's promise.
-                    acc[p][t][v] = isa.load(unsafe { &*acc_at(p, t, v) });
-                }
-            }
-        }
-    }
-    for b in blocks {
-        let mut sum = [[[isa.splat(0.0); V]; T]; P];
-        for j in steps.block(b) {
-            // SAFETY: `j` is a step of block `b`.
-            let input = unsafe { steps.input(j) };
-            let ahead = if S::AHEAD > 0 {
-                steps.input_ahead(j + S::AHEAD)
-            } else {
-                0
-            };
-            for p in 0..P {
-                let row = a.w.wrapping_add(p * a.panel + input * PANEL);
-                if S::AHEAD > 0 {
-                    let next = a.w.wrapping_add(p * a.panel + ahead * PANEL);
-                    for line in 0..(V * LANES * size_of::<W>()).div_ceil(64) {
-                        isa.prefetch(next.wrapping_byte_add(line * 64));
-                    }
-                }
-                let mut w = [isa.splat(0.0); V];
-                for v in 0..V {
-                    // SAFETY: `w` is valid for these by the caller's promise.
-                    w[v] = W::load(isa, unsafe { &*row.add(v * LANES).cast() });
-                }
-                for t in 0..T {
-                    // SAFETY: `x` is valid for these by the caller's promise.
-                    let x = isa.splat(unsafe { *a.x.add(t * a.x_stride + j) });
-                    for v in 0..V {
-                        sum[p][t][v] = isa.fma(w[v], x, sum[p][t][v]);
-                    }
-                }
-            }
-        }
-        for p in 0..P {
-            for t in 0..T {
-                for v in 0..V {
-                    acc[p][t][v] = isa.add(acc[p][t][v], sum[p][t][v]);
-                }
-            }
-        }
-    }
-    for p in 0..P {
-        for t in 0..T {
-            for v in 0..V {
-                // SAFETY: `acc` is valid for these by the caller's promise.
-                isa.store(acc[p][t][v], unsafe { &mut *acc_at(p, t, v) });
-            }
-        }
-    }
-}
-
 /// Where the sums of one panel go: straight to `y`, or to `edge` if the outputs do not fill the panel.
 struct Target<'a, 'b> {
     y: &'a SharedMut<'b, f32>,
@@ -407,9 +160,10 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
     let (n, outputs, inputs) = (a.n, a.w.outputs(), a.w.inputs());
     let weights = a.w.weights::<W>();
     let size = PANEL * inputs;
-    // With the checks in `pick` and `Dense` these cover everything that the tiles below touch.
+    // These cover everything that the tiles below touch.
     assert!((1..=STREAM_TOKENS).contains(&n) && a.y.len() == n * outputs);
     assert!(a.panels.end <= outputs.div_ceil(PANEL) && a.panels.end * size <= weights.len());
+    assert!(a.steps.end() <= inputs);
     assert!(a.steps.len() <= a.x_stride && (n - 1) * a.x_stride + a.steps.len() <= a.x.len());
     let tile_at = |panel: usize, acc: (*mut f32, usize)| Tile {
         w: weights.as_ptr().wrapping_add(panel * size),
@@ -427,7 +181,7 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
     macro_rules! several {
         ($($t:literal: $p:literal),*) => {
             match n {
-                $($t => while full - panel.min(full) >= $p {
+                $($t => for _ in 0..full.saturating_sub(panel) / $p {
                     let to = tile_at(panel, (a.y.start().wrapping_add(panel * PANEL), outputs));
                     // SAFETY: these panels are full and belong to this task; the sizes have been checked above.
                     unsafe { tile::<I, W, S, $p, 2, $t>(isa, to, a.steps, 0..blocks, true) };
@@ -567,6 +321,7 @@ unsafe fn blocked_tile<I: Isa, W: Weight>(
 mod tests {
     use super::*;
     use crate::testing::{Rng, assert_same_bits};
+    use crate::tile::BLOCK;
     use crate::{Cpu, Level, for_each_isa};
 
     const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
@@ -685,7 +440,7 @@ mod tests {
         for i in 0..inputs {
             let all = rng.next_u32() % 8 < share || (128..256).contains(&i);
             for t in 0..n {
-                if all || rng.next_u32() % 8 == 0 {
+                if all || rng.next_u32().is_multiple_of(8) {
                     x[t * inputs + i] = if rng.next_u32() & 1 == 0 { 0.0 } else { -0.0 };
                 }
             }

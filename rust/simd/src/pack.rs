@@ -1,6 +1,6 @@
 //! Weight matrices in the order in which the kernels read them.
 
-use crate::matmul::{Bf16, F16, Weight};
+use crate::tile::{Bf16, F16, Weight};
 use crate::{Cpu, convert};
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;

@@ -273,6 +273,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::needless_range_loop)] // `i` is a channel of many slices
     fn naive_wkv4(c: &Case) -> [Vec<f32>; 3] {
         let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut token = 0;
@@ -301,6 +302,7 @@ mod tests {
         [y, states, all]
     }
 
+    #[allow(clippy::needless_range_loop)] // `i` is a channel of many slices
     fn naive_lif(c: &Case) -> [Vec<f32>; 3] {
         let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut token = 0;

@@ -119,13 +119,13 @@ impl Op for UnaryOp<'_> {
         let (zero, one) = (isa.splat(0.0), isa.splat(1.0));
         match self.0 {
             // The order keeps NaN: max gives its second operand where either is NaN.
-            Unary::ReluSquared => map(isa, self.1, |x| {
+            Unary::ReluSquared => map(isa, self.1, #[inline(always)] |x| {
                 let r = isa.max(zero, x);
                 isa.mul(r, r)
             }),
-            Unary::Heaviside => map(isa, self.1, |x| isa.select_ge(x, zero, one, zero)),
-            Unary::Scale(s) => map(isa, self.1, |x| isa.mul(isa.splat(s), x)),
-            Unary::Exp => map(isa, self.1, |x| exp(isa, x)),
+            Unary::Heaviside => map(isa, self.1, #[inline(always)] |x| isa.select_ge(x, zero, one, zero)),
+            Unary::Scale(s) => map(isa, self.1, #[inline(always)] |x| isa.mul(isa.splat(s), x)),
+            Unary::Exp => map(isa, self.1, #[inline(always)] |x| exp(isa, x)),
         }
     }
 }
@@ -144,8 +144,8 @@ impl Op for BinaryOp<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         match self.0 {
-            Binary::Add => map2(isa, self.1, self.2, |x, y| isa.add(y, x)),
-            Binary::SigmoidMul => map2(isa, self.1, self.2, |r, y| isa.mul(sigmoid(isa, r), y)),
+            Binary::Add => map2(isa, self.1, self.2, #[inline(always)] |x, y| isa.add(y, x)),
+            Binary::SigmoidMul => map2(isa, self.1, self.2, #[inline(always)] |r, y| isa.mul(sigmoid(isa, r), y)),
         }
     }
 }
@@ -171,11 +171,11 @@ impl Op for LayerNorm<'_> {
             .zip(self.y.chunks_exact_mut(width))
         {
             let mut sum = isa.splat(0.0);
-            each(isa, x, 0.0, |v| sum = isa.add(sum, v));
+            each(isa, x, 0.0, #[inline(always)] |v| sum = isa.add(sum, v));
             let mean = sum_lanes(isa, sum) / count;
 
             let (mut squares, center) = (isa.splat(0.0), isa.splat(mean));
-            each(isa, x, mean, |v| {
+            each(isa, x, mean, #[inline(always)] |v| {
                 let d = isa.sub(v, center);
                 squares = isa.fma(d, d, squares);
             });
@@ -239,7 +239,7 @@ impl Op for LogSumExp<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> f32 {
         let mut highest = isa.splat(f32::NEG_INFINITY);
-        each(isa, self.0, f32::NEG_INFINITY, |v| {
+        each(isa, self.0, f32::NEG_INFINITY, #[inline(always)] |v| {
             highest = isa.max(v, highest)
         });
         let highest = isa
@@ -249,7 +249,7 @@ impl Op for LogSumExp<'_> {
         // Subtracting an infinite maximum would make NaN of it.
         let shift = if highest.is_finite() { highest } else { 0.0 };
         let mut sum = isa.splat(0.0);
-        each(isa, self.0, f32::NEG_INFINITY, |v| {
+        each(isa, self.0, f32::NEG_INFINITY, #[inline(always)] |v| {
             sum = isa.add(sum, exp(isa, isa.sub(v, isa.splat(shift))))
         });
         (f64::from(shift) + ln(sum_lanes(isa, sum))) as f32

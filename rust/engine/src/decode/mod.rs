@@ -7,6 +7,34 @@
 //!
 //! A steady loop allocates nothing: rows, events and texts live in memory that is reused. Only joining and leaving rows,
 //! and a text longer than any before, take memory.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use spikelet::decode::{Decoder, Event, Events, Request};
+//! use spikelet::model::{LoadOptions, Model};
+//! use spikelet::tokenizer::load_tokenizer;
+//!
+//! # fn main() -> spikelet::Result<()> {
+//! let folder = Path::new("a-model");
+//! let model = Model::load(folder, &LoadOptions::default())?;
+//! let tokenizer = load_tokenizer(folder, Some(model.config()))?;
+//! let prompt = tokenizer.encode("Once upon a time")?;
+//! let mut decoder = Decoder::new(model.runner(), tokenizer);
+//! decoder.add(&Request { prompt, ..Request::default() })?;
+//! let mut events = Events::new();
+//! while !decoder.is_idle() {
+//!     decoder.step(&mut events)?;
+//!     for event in events.iter() {
+//!         match event {
+//!             Event::Token { text, .. } => print!("{text}"),
+//!             Event::Finished { reason, .. } => println!("\n[{}]", reason.name()),
+//!         }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod events;
 mod plan;
@@ -111,6 +139,11 @@ impl<R: Runner> Decoder<R> {
     pub fn cancel(&mut self, row: RowId) -> bool {
         let row = self.rows.iter_mut().find(|r| r.id == row && r.end.is_none());
         row.map(|row| row.end = Some(FinishReason::Cancelled.into())).is_some()
+    }
+
+    /// What an active row did so far.
+    pub fn stats(&self, row: RowId) -> Option<RowStats> {
+        self.rows.iter().find(|r| r.id == row).map(|r| r.stats)
     }
 
     /// Whether there is nothing to do.

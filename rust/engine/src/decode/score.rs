@@ -21,7 +21,6 @@ impl<R: Runner> Decoder<R> {
     pub fn score(&mut self, ids: &[u32], start: Option<&SequenceState>) -> Result<Vec<f32>> {
         let pending = start.and_then(|start| start.pending);
         let tokens: Vec<u32> = pending.into_iter().chain(ids.iter().copied()).collect();
-        check_ids(&tokens, self.runner.config().vocab_size)?;
         let slot = self.runner.alloc_slot();
         let started = start.map_or(Ok(()), |start| self.runner.write_state(slot, &start.values));
         let scores = started.and_then(|()| self.score_from(slot, &tokens));
@@ -29,9 +28,14 @@ impl<R: Runner> Decoder<R> {
         scores
     }
 
-    /// Log probabilities of all `tokens` but the first, after the sequence in `slot`, which moves on.
-    fn score_from(&mut self, slot: Slot, tokens: &[u32]) -> Result<Vec<f32>> {
+    /// Log probabilities of all `tokens` but the first, after the sequence in `slot`. The slot moves on by all tokens but
+    /// the last, so a long text can be scored piece by piece: each piece begins with the last token of the one before.
+    ///
+    /// # Errors
+    /// Those of [`score`](Self::score). The slot has then seen some of the tokens.
+    pub fn score_from(&mut self, slot: Slot, tokens: &[u32]) -> Result<Vec<f32>> {
         let vocab_size = self.runner.config().vocab_size;
+        check_ids(tokens, vocab_size)?;
         let most = self.runner.max_pass_tokens().min(TOKENS_PER_PASS);
         let mut scores = Vec::with_capacity(tokens.len());
         let (read, asked) = match tokens {

@@ -33,7 +33,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// The row of one token, rounded to the format of the model's matrices.
+    /// The row of one token, rounded to the format of the model's matrices. Only the signs of a binary embedding count,
+    /// so that is not rounded: a small negative weight would become -0, which fires.
     pub fn row(&self, token: u32, out: &mut [f32]) {
         let table = self.checkpoint.get(self.name).expect("the table was found when the model was loaded");
         table.row_to_f32(token as usize, out);
@@ -128,6 +129,7 @@ impl<'a> Loader<'a> {
     pub fn embedding(&self, name: &'static str) -> Result<Embedding> {
         let view = self.checkpoint.expect(name, &[self.config.vocab_size, self.config.hidden_size])?;
         self.checkpoint.check_finite(&view)?;
-        Ok(Embedding { checkpoint: Arc::clone(self.checkpoint), name, format: self.format })
+        let format = if self.config.spike_embedding { WeightFormat::F32 } else { self.format };
+        Ok(Embedding { checkpoint: Arc::clone(self.checkpoint), name, format })
     }
 }

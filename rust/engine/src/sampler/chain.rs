@@ -27,7 +27,7 @@ impl Workspace {
             level,
             scores: Vec::with_capacity(vocab_size),
             weights: Vec::with_capacity(vocab_size),
-            candidates: Candidates { list: Vec::with_capacity(vocab_size), total: 0.0 },
+            candidates: Candidates::with_capacity(vocab_size),
             ids: Vec::with_capacity(vocab_size),
             probs: Vec::with_capacity(vocab_size),
         }
@@ -140,6 +140,9 @@ impl Sampler {
         }
         self.penalties.apply(scores);
         let greatest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if scores.iter().fold(false, |nan, score| nan | score.is_nan()) {
+            return Err(Error::Logits { reason: "bias and penalties make NaN of some".into() });
+        }
         if !greatest.is_finite() {
             let reason = format!("bias and penalties leave {greatest} as the greatest, so there is no token to draw");
             return Err(Error::Logits { reason });
@@ -158,7 +161,7 @@ impl Sampler {
         if self.params.preset == Preset::OpenAi || !self.filters() { self.params.temperature } else { 1.0 }
     }
 
-    /// Fills the candidates, runs the filters in the preset's order and writes ids, ascending, and their distribution.
+    /// Fills the candidates, runs the filters in the preset's order and writes what is left, up to a factor.
     fn filter(&self, work: &mut Workspace) {
         let SamplingParams { preset, top_k, top_p, min_p, typical_p, .. } = self.params;
         self.collect(work);
@@ -183,7 +186,6 @@ impl Sampler {
         if typical_p < 1.0 {
             candidates.typical(typical_p);
         }
-        candidates.list.sort_unstable_by_key(|c| c.id);
         work.ids.clear();
         work.ids.extend(candidates.list.iter().map(|c| c.id));
         work.probs.clear();
@@ -455,14 +457,25 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let sampler = Sampler::new(&SamplingParams { temperature, ..OFF }, 3, 0, 0).expect("good values");
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).unwrap_err().to_string();
+                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).expect_err("refused").to_string();
                 assert!(error.contains("token 1") && error.contains(&bad.to_string()), "{error}");
             }
             let logit_bias = (0..3).map(|id| (id, f32::NEG_INFINITY)).collect();
             let all_banned = SamplingParams { temperature, logit_bias, ..OFF };
             let sampler = Sampler::new(&all_banned, 3, 0, 0).expect("good values");
-            let error = sampler.distribution(&[0.0; 3], &mut work).unwrap_err().to_string();
+            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("refused").to_string();
             assert!(error.contains("no token to draw"), "{error}");
+            // A penalty so absurd that infinities meet.
+            let absurd = SamplingParams {
+                temperature,
+                logit_bias: vec![(0, f32::NEG_INFINITY)],
+                frequency_penalty: -3e38,
+                ..OFF
+            };
+            let mut sampler = Sampler::new(&absurd, 3, 0, 0).expect("good values");
+            (0..2).for_each(|_| sampler.observe(0));
+            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("NaN").to_string();
+            assert!(error.contains("NaN"), "{error}");
         }
     }
 

@@ -20,7 +20,7 @@ impl Dist<'_> {
     /// Where rounding leaves their sum below `uniform`, the last token with a probability above 0.
     ///
     /// # Panics
-    /// If no token has a probability above 0, which no distribution of a [`Sampler`] is.
+    /// If no token has a probability above 0, which no distribution of a [`Sampler`](super::Sampler) is.
     pub fn draw(&self, uniform: f64) -> u32 {
         let mut sum = 0.0;
         for (&id, &p) in self.ids.iter().zip(self.probs) {

@@ -1,9 +1,9 @@
 //! Filters: each keeps a subset of the candidates, never none.
 //!
-//! Weights are probabilities up to one common factor, so nothing is divided until the end. Sums are in f64 and in one fixed
-//! order; only additions, multiplications, divisions and comparisons occur, so every machine keeps the same candidates.
-
-use std::cmp::Ordering;
+//! Weights are probabilities up to one common factor, so nothing is divided until the end. A filter finds the last candidate
+//! that it keeps by selection, not by sorting, which is linear in their number, and then drops all that rank behind it.
+//! Only additions, multiplications, divisions and comparisons occur, in one fixed order or in whole numbers, so every
+//! machine keeps the same candidates.
 
 /// A token that may still be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,38 +11,59 @@ pub(super) struct Candidate {
     pub(super) id: u32,
     /// Logit after bias and penalties (and temperature, where that comes first), less the greatest of all.
     pub(super) score: f32,
-    /// exp(score), above 0.
+    /// exp(score), above 0 and at most 1.
     pub(super) weight: f32,
 }
 
-/// The candidates and the sum of weights of the distribution they stand for.
+/// The candidates, ascending by id.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pub(super) list: Vec<Candidate>,
+    /// Sum of the weights of the distribution that they stand for.
     pub(super) total: f64,
+    /// Scratch: rank and weight, to be selected from.
+    ranked: Vec<Ranked>,
 }
 
-/// More probable first, lower id first among equals: the order in which every border is drawn.
-fn by_score(a: &Candidate, b: &Candidate) -> Ordering {
-    b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))
+/// Rank (lower is better, no two are equal) and weight in units of 1 / [`UNITS`].
+type Ranked = (u64, u64);
+
+/// Sums of whole numbers do not depend on their order. With 2^44 of them to 1, a quarter of a million tokens fit, and
+/// weights above 2^-20 lose nothing.
+const UNITS: f32 = (1_u64 << 44) as f32;
+
+/// A number that grows with `value`, then with `id`.
+fn rank(value: f32, id: u32) -> u64 {
+    // The bits of f32 grow with the value above 0 and fall with it below; adding 0 turns -0 into 0.
+    let bits = (value + 0.0).to_bits();
+    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(ordered) << 32 | u64::from(id)
+}
+
+/// More probable first, lower id first among equals.
+fn by_score(candidate: &Candidate) -> u64 {
+    rank(-candidate.score, candidate.id)
 }
 
 impl Candidates {
+    /// None, with room for `n`.
+    pub(super) fn with_capacity(n: usize) -> Self {
+        Self { list: Vec::with_capacity(n), total: 0.0, ranked: Vec::with_capacity(n) }
+    }
+
     /// Keeps the `k` most probable.
     pub(super) fn top_k(&mut self, k: usize) {
         if k < self.list.len() {
-            self.list.select_nth_unstable_by(k - 1, by_score);
-            self.list.truncate(k);
-            // The order that selection leaves is an accident of its algorithm, and sums depend on the order.
-            self.list.sort_unstable_by_key(|c| c.id);
+            self.rank(by_score);
+            let last = self.ranked.select_nth_unstable(k - 1).1.0;
+            self.list.retain(|c| by_score(c) <= last);
         }
         self.sum();
     }
 
     /// Keeps the most probable ones up to and including the one that brings their share to `share`.
     pub(super) fn top_p(&mut self, share: f32) {
-        self.list.sort_unstable_by(by_score);
-        self.keep_share(share);
+        self.keep_share(share, by_score);
     }
 
     /// Keeps those at least `fraction` times as probable as the most probable one.
@@ -60,28 +81,44 @@ impl Candidates {
     pub(super) fn typical(&mut self, share: f32) {
         let weighted: f64 = self.list.iter().map(|c| f64::from(c.weight) * f64::from(c.score)).sum();
         let expected = weighted / self.total;
-        let distance = |c: &Candidate| (f64::from(c.score) - expected).abs();
-        self.list.sort_unstable_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.id.cmp(&b.id)));
-        self.keep_share(share);
+        self.keep_share(share, |c| rank((f64::from(c.score) - expected).abs() as f32, c.id));
     }
 
-    /// Keeps the first ones up to and including the one that brings their share of the total to `share`.
-    fn keep_share(&mut self, share: f32) {
-        let enough = f64::from(share) * self.total;
-        let mut sum = 0.0;
-        let reached = self.list.iter().position(|c| {
-            sum += f64::from(c.weight);
-            sum >= enough
-        });
-        if let Some(last) = reached {
-            self.list.truncate(last + 1);
-        }
+    /// Keeps the best by `key` up to and including the one that brings their share of the total to `share`.
+    fn keep_share(&mut self, share: f32, key: impl Fn(&Candidate) -> u64) {
+        self.rank(&key);
+        let enough = (f64::from(share) * self.total * f64::from(UNITS)).ceil() as u64;
+        let last = border(&mut self.ranked, enough);
+        self.list.retain(|c| key(c) <= last);
         self.sum();
+    }
+
+    fn rank(&mut self, key: impl Fn(&Candidate) -> u64) {
+        self.ranked.clear();
+        self.ranked.extend(self.list.iter().map(|c| (key(c), (c.weight * UNITS) as u64)));
     }
 
     fn sum(&mut self) {
         self.total = self.list.iter().map(|c| f64::from(c.weight)).sum();
     }
+}
+
+/// The rank of the first one with which the weights, best rank first, sum to `enough`; of the last one if they never do.
+fn border(mut ranked: &mut [Ranked], enough: u64) -> u64 {
+    let mut before = 0;
+    while ranked.len() > 1 {
+        let middle = ranked.len() / 2;
+        ranked.select_nth_unstable(middle);
+        let (better, worse) = ranked.split_at_mut(middle);
+        let with_better = before + better.iter().map(|(_, weight)| weight).sum::<u64>();
+        if with_better >= enough {
+            ranked = better;
+        } else {
+            before = with_better;
+            ranked = worse;
+        }
+    }
+    ranked[0].0
 }
 
 #[cfg(test)]
@@ -95,13 +132,13 @@ mod tests {
             .enumerate()
             .map(|(id, &score)| Candidate { id: id as u32, score, weight: score.exp() })
             .collect();
-        let mut candidates = Candidates { list, total: 0.0 };
+        let mut candidates = Candidates { list, ..Default::default() };
         candidates.sum();
         candidates
     }
 
-    fn ids(mut candidates: Candidates) -> Vec<u32> {
-        candidates.list.sort_by_key(|c| c.id);
+    fn ids(candidates: Candidates) -> Vec<u32> {
+        assert!(candidates.list.is_sorted_by_key(|c| c.id));
         candidates.list.iter().map(|c| c.id).collect()
     }
 

@@ -158,7 +158,7 @@ mod tests {
         for preset in Preset::ALL {
             assert_eq!(preset.name().parse::<Preset>().expect("known"), preset);
         }
-        let error = "gpt".parse::<Preset>().unwrap_err().to_string();
+        let error = "gpt".parse::<Preset>().expect_err("refused").to_string();
         assert!(error.contains("preset") && error.contains("gpt") && error.contains("openai or rwkv"), "{error}");
     }
 

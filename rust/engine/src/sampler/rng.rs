@@ -60,6 +60,14 @@ mod tests {
         assert_eq!(philox(pi, [0xa409_3822, 0x299f_31d0]), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
     }
 
+    /// Computed apart from this crate, from the description of `uniform`: texts of a seed must stay what they are.
+    #[test]
+    fn uniforms_never_change() {
+        assert_eq!(Noise::new(0, 0).uniform(0), 0.799_191_412_743_525);
+        assert_eq!(Noise::new(7, 3).uniform(5), 0.216_730_855_680_476_9);
+        assert_eq!(Noise::new(0x1234_5678_9abc_def0, 2).uniform((1 << 33) + 1), 0.540_967_004_804_842_7);
+    }
+
     #[test]
     fn seed_row_and_position_all_count() {
         let base = Noise::new(7, 0).uniform(3);

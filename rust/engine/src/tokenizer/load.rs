@@ -74,6 +74,7 @@ fn from_folder(folder: &Path, config: Option<&ModelConfig>) -> Result<(PathBuf, 
             let tokenizer = Arc::new(Chars::load(&path)?);
             Ok((path, tokenizer))
         }
+        None => Err(Error::NoTokenizer { path: folder.to_owned(), reason: nothing_found(None, config) }),
         class => Err(broken(folder, nothing_found(class, config))),
     }
 }

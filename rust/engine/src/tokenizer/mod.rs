@@ -7,7 +7,6 @@
 //! A token stands for *bytes*, not for text: a character may be spread over several tokens. Text that is being generated
 //! goes through a [`StreamDecoder`], which never lets half a character out.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -88,12 +87,9 @@ fn joined_bytes<T: Tokenizer + ?Sized>(tokenizer: &T, ids: &[u32]) -> Result<Vec
     Ok(bytes)
 }
 
-/// Bytes as text, without a copy where they are UTF-8.
+/// Bytes as text, with U+FFFD for what is not UTF-8.
 fn lossy(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| match String::from_utf8_lossy(error.as_bytes()) {
-        Cow::Borrowed(text) => text.to_owned(),
-        Cow::Owned(text) => text,
-    })
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// Bytes as a readable name: the text where they are UTF-8, else `b'\xe8\xaa'`.

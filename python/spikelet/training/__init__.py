@@ -1,0 +1,53 @@
+"""Training of SpikeGPT in PyTorch; this subpackage alone imports torch, when one of its names is used.
+
+    pip install 'spikelet[train]'
+
+What trains here is what the engine loads: the modules carry the original authors' parameter names, and
+``export_model`` writes the model folder that ``spikelet.load`` opens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spikelet.training.config import SpikeGPTConfig, TrainerConfig
+    from spikelet.training.data import TokenData, prepare, train_tokenizer
+    from spikelet.training.errors import DataError, TrainingError
+    from spikelet.training.export import export_model
+    from spikelet.training.models.spikegpt import SpikeGPT
+    from spikelet.training.trainer import Trainer
+
+__all__ = [
+    "DataError",
+    "SpikeGPT",
+    "SpikeGPTConfig",
+    "TokenData",
+    "Trainer",
+    "TrainerConfig",
+    "TrainingError",
+    "export_model",
+    "prepare",
+    "train_tokenizer",
+]
+
+_HOMES = {
+    "DataError": "errors",
+    "SpikeGPT": "models.spikegpt",
+    "SpikeGPTConfig": "config",
+    "TokenData": "data",
+    "Trainer": "trainer",
+    "TrainerConfig": "config",
+    "TrainingError": "errors",
+    "export_model": "export",
+    "prepare": "data",
+    "train_tokenizer": "data",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

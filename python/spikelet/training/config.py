@@ -1,0 +1,164 @@
+"""Configuration of models and of runs. Without torch, so that the command line can show it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+_MODEL_TYPES = {"RWKV": "rwkv", "RWKV-ffnPre": "rwkv-ffnpre"}
+
+
+@dataclass
+class SpikeGPTConfig:
+    """Shape and options of a SpikeGPT; the defaults are the authors'.
+
+    Args:
+        vocab_size: tokens the model knows.
+        ctx_len: tokens per training window; generation has no limit.
+        model_type: ``"RWKV"``, or ``"RWKV-ffnPre"`` for a feed-forward part in place of block 0's
+            attention.
+        n_layer: blocks.
+        n_embd: channels of the residual stream.
+        n_ffn: hidden width of the feed-forward parts; 0 means ``4 * n_embd``.
+        spike_embedding: embed each token as a 0/1 vector (1 where the weight is >= 0). The published
+            216M model has a real embedding.
+        dropout: share of the residual stream dropped after each block.
+        l2wrap: strength of L2Wrap, see ``ops.head_loss``.
+        fused: run the engine's kernels; False takes the plain-torch loops.
+    """
+
+    vocab_size: int = 30500
+    ctx_len: int = 1024
+    model_type: str = "RWKV"
+    n_layer: int = 12
+    n_embd: int = 768
+    n_ffn: int = 0
+    spike_embedding: bool = True
+    dropout: float = 0.03
+    l2wrap: float = 1e-4
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.model_type not in _MODEL_TYPES:
+            known = ", ".join(repr(name) for name in _MODEL_TYPES)
+            raise ValueError(f"model_type is {self.model_type!r}; known are {known}")
+        for name in ("vocab_size", "ctx_len", "n_layer", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.n_ffn < 0:
+            raise ValueError(f"n_ffn is {self.n_ffn}; 0 (4 * n_embd) or more is needed")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+
+    @property
+    def intermediate_size(self) -> int:
+        """Hidden width of the feed-forward parts."""
+        return self.n_ffn or 4 * self.n_embd
+
+    def to_model_config(self) -> dict[str, object]:
+        """Return the ``config.json`` of a model folder."""
+        return {
+            "model_type": "spikegpt",
+            "variant": _MODEL_TYPES[self.model_type],
+            "spike_embedding": self.spike_embedding,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "intermediate_size": self.intermediate_size,
+            "context_length": self.ctx_len,
+            "layer_norm_epsilon": 1e-5,
+        }
+
+    @classmethod
+    def from_model_config(cls, config: dict[str, object], **options: object) -> SpikeGPTConfig:
+        """Read the ``config.json`` of a model folder; ``options`` are fields it does not hold."""
+        if config.get("model_type") != "spikegpt":
+            raise ValueError(f"model_type is {config.get('model_type')!r}; needed is 'spikegpt'")
+        variant = config.get("variant", "rwkv")
+        names = {value: key for key, value in _MODEL_TYPES.items()}
+        if variant not in names:
+            raise ValueError(f"variant is {variant!r}; known are {sorted(names)}")
+        values: dict[str, object] = {
+            "vocab_size": config["vocab_size"],
+            "ctx_len": config.get("context_length", 1024),
+            "model_type": names[str(variant)],
+            "n_layer": config["num_hidden_layers"],
+            "n_embd": config["hidden_size"],
+            "n_ffn": config.get("intermediate_size", 0),
+            "spike_embedding": config.get("spike_embedding", True),
+        }
+        unknown = set(options) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown options {sorted(unknown)}")
+        return cls(**(values | options))  # type: ignore[arg-type]
+
+
+@dataclass
+class TrainerConfig:
+    """How to train; lengths are in tokens seen, so a schedule does not change with the batch size.
+
+    Args:
+        batch_size: windows per forward pass.
+        grad_accumulation: forward passes per optimiser step.
+        max_tokens: where the run ends and the schedule reaches its floor. It may differ on resume.
+        learning_rate: peak.
+        min_lr_ratio: floor of the schedule as a share of the peak.
+        warmup_tokens: linear rise from 0.
+        schedule: ``"cosine"``, or ``"trapezoid"``: constant, then linear down over the last
+            ``decay_share`` of the run, which lets one move the end on resume without regret.
+        decay_share: see ``schedule``.
+        optimizer: ``"adamw"`` (decay on matrices of the blocks and the head) or ``"adam"``, the
+            authors' choice, without any decay.
+        betas: as the authors.
+        eps: as the authors.
+        weight_decay: AdamW only.
+        grad_clip: largest norm of the whole gradient; 0 turns clipping off.
+        autocast: ``"f32"`` or ``"bf16"``: type of the matrix products' inputs. Weights stay float32.
+        seed: of initialisation, dropout and data order.
+        log_interval: steps between log lines.
+        eval_interval: steps between validations; 0 validates at the end only.
+        save_seconds: seconds between checkpoints; one is also written at the end.
+        keep_checkpoints: newest checkpoints that stay.
+        sample_tokens: length of the sample drawn at each validation; 0 draws none.
+        sample_prompt: what samples continue.
+    """
+
+    batch_size: int = 16
+    grad_accumulation: int = 1
+    max_tokens: int = 10_000_000
+    learning_rate: float = 1e-3
+    min_lr_ratio: float = 0.1
+    warmup_tokens: int = 200_000
+    schedule: str = "cosine"
+    decay_share: float = 0.3
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    autocast: str = "f32"
+    seed: int = 0
+    log_interval: int = 20
+    eval_interval: int = 500
+    save_seconds: float = 300.0
+    keep_checkpoints: int = 2
+    sample_tokens: int = 100
+    sample_prompt: str = "Once upon a time"
+
+    def __post_init__(self) -> None:
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        choices = {
+            "schedule": ("cosine", "trapezoid"),
+            "optimizer": ("adamw", "adam"),
+            "autocast": ("f32", "bf16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {list(known)}")
+        at_least_one = ("batch_size", "grad_accumulation", "max_tokens", "log_interval")
+        for name in (*at_least_one, "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share is {self.decay_share}; it must lie in (0, 1]")

@@ -1,0 +1,68 @@
+"""From a trained module to the model folder that the engine loads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+
+from spikelet.training.data import END_OF_TEXT, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+
+    from spikelet.training.models.spikegpt import SpikeGPT
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def export_model(
+    model: SpikeGPT,
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "f32",
+    generation: dict[str, object] | None = None,
+) -> None:
+    """Write ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``generation_config.json``.
+
+    Each file appears whole or not at all; other files of the folder stay.
+
+    Args:
+        model: its tensors are stored under their own names, the authors'.
+        folder: made when missing.
+        tokenizer: left out, the folder gets no ``tokenizer.json``.
+        dtype: ``"f32"``, ``"bf16"`` or ``"f16"``.
+        generation: sampling defaults; the tokenizer's end-of-text token is added to them.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; known are {sorted(DTYPES)}")
+    weights = {
+        name: value.detach().to("cpu", DTYPES[dtype]).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    for name, value in weights.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"tensor {name} has values that {dtype} cannot hold, or NaN")
+    config, generation = model.config.to_model_config(), dict(generation or {})
+    end = None if tokenizer is None else tokenizer.token_to_id(END_OF_TEXT)
+    if end is not None:
+        # Every training document stands behind an end-of-text token: it also begins a text.
+        config |= {"bos_token_id": end, "eos_token_id": end}
+        generation |= {"eos_token_id": end}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        folder / "model.safetensors",
+        lambda path: save_file(weights, path, metadata={"format": "pt"}),
+    )
+    if tokenizer is not None:
+        write_atomically(folder / "tokenizer.json", lambda path: tokenizer.save(str(path)))
+    if generation:
+        text = json.dumps(generation, indent=2) + "\n"
+        write_atomically(folder / "generation_config.json", lambda path: path.write_text(text))
+    # Last: a folder with a config is a model.
+    text_config = json.dumps(config, indent=2) + "\n"
+    write_atomically(folder / "config.json", lambda path: path.write_text(text_config))

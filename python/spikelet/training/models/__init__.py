@@ -1,0 +1,1 @@
+"""Trainable models, one file per architecture."""

@@ -1,0 +1,117 @@
+//! Functions of the module: files and the machine.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use spikelet::config::ModelType;
+use spikelet::error::{Error, Result};
+use spikelet::weights::{Checkpoint, Dtype};
+use spikelet_simd::{Level, physical_cores};
+
+use crate::config::Facts;
+use crate::errors::{bad_option, engine};
+
+/// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
+///
+/// The folder's files appear when all are complete; until then what was there stays.
+///
+/// Args:
+///     src: a model folder, a safetensors file or the authors' `.pth` file.
+///     dst: the folder to write.
+///     dtype: format of the matrices: `"f32"`, `"bf16"` or `"f16"`. None keeps every byte.
+///     model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+///     progress: is called with the bytes written and the bytes to write. What it raises stops the work.
+///
+/// Raises:
+///     FormatError, UnsupportedError: `src` is no model that this version reads.
+///     FileError: a file cannot be read or written.
+#[pyfunction]
+#[pyo3(signature = (src, dst, *, dtype=None, model_type=None, progress=None))]
+pub fn convert(
+    py: Python<'_>,
+    src: PathBuf,
+    dst: PathBuf,
+    dtype: Option<&str>,
+    model_type: Option<&str>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let mut raised = None;
+    let mut tell = |done: u64, total: u64| {
+        let told = Python::attach(|py| match &progress {
+            Some(progress) => progress.call1(py, (done, total)).map(drop),
+            None => py.check_signals(),
+        });
+        match told {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                raised = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    };
+    let converted = engine(py, || {
+        let dtype = dtype.map(matrix_type).transpose()?;
+        let model_type = model_type.map(ModelType::by_name).transpose()?;
+        let checkpoint = Checkpoint::open_with(&src, model_type)?;
+        spikelet::weights::convert(&checkpoint, &dst, dtype, &mut tell)
+    });
+    raised.map_or(converted, Err)
+}
+
+fn matrix_type(name: &str) -> Result<Dtype> {
+    match name {
+        "f32" => Ok(Dtype::F32),
+        "bf16" => Ok(Dtype::Bf16),
+        "f16" => Ok(Dtype::F16),
+        "q8" | "q4" => Err(Error::Unsupported {
+            what: format!("dtype {name:?}"),
+            reason: "this version has no quantised formats; use \"f32\", \"bf16\" or \"f16\"".into(),
+        }),
+        _ => Err(bad_option("dtype", format!("{name:?}"), "\"f32\", \"bf16\" or \"f16\"")),
+    }
+}
+
+/// What a model's files hold, without loading it: a dict.
+///
+/// Keys: `path`, `model_type`, `config` (dict), `dtype`, `num_parameters`, `file_bytes`, `files` (path, bytes), `tensors`
+/// (dicts with `name`, `stored_name`, `dtype`, `shape`, `bytes`), `tokenizer` (description or None), `generation_config`
+/// (dict), `chat_template` (or None), `memory_bytes` (by dtype), `state_bytes` (of one sequence).
+///
+/// Raises:
+///     FormatError, TokenizerError, UnsupportedError: it is no model that this version reads.
+///     FileError: a file cannot be read.
+#[pyfunction]
+pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
+    engine(py, || Facts::read(&path))?.to_dict(py)
+}
+
+/// What the engine makes of this machine: a dict.
+///
+/// Keys: `levels` (instruction sets that the processor has and the engine knows, best first), `chosen` (the one in use, or
+/// None if the environment variable `SPIKELET_ISA` asks for one that is not there), `reason` (a sentence),
+/// `physical_cores` (the default number of threads), `logical_cores`.
+#[pyfunction]
+pub fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let levels = Level::available();
+    let forced = std::env::var("SPIKELET_ISA").ok().filter(|name| !name.is_empty());
+    let (chosen, reason) = match (Level::detect(), forced) {
+        (Ok(level), Some(_)) => (Some(level.name()), format!("SPIKELET_ISA asks for {}", level.name())),
+        (Ok(level), None) => (Some(level.name()), format!("{} is the best that this processor has", level.name())),
+        (Err(error), _) => (None, format!("SPIKELET_ISA: {error}")),
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("levels", levels.iter().map(|level| level.name()).collect::<Vec<_>>())?;
+    dict.set_item("chosen", chosen)?;
+    dict.set_item("reason", reason)?;
+    dict.set_item("physical_cores", physical_cores())?;
+    dict.set_item("logical_cores", std::thread::available_parallelism().map_or(1, usize::from))?;
+    Ok(dict)
+}
+
+/// The engine's own value of every option of `Model.generate`: a dict by the option's name.
+#[pyfunction]
+pub fn default_options(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    crate::options::default_options(py)
+}

@@ -1,0 +1,216 @@
+//! The fused training operators over NumPy arrays: no copies, the GIL released while they run.
+//!
+//! Arrays are float32 and C-contiguous. `spikelet.training.ops` wraps these for torch.
+
+use numpy::{Element, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
+use numpy::{PyArray3, PyUntypedArrayMethods};
+use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use spikelet::ops::{self, LifOutputGrads, MixGrads, OpError, SeqDims, WkvGrads, WkvInputs};
+
+fn dims<T: Element>(array: &Bound<'_, PyArray3<T>>) -> SeqDims {
+    let shape = array.shape();
+    SeqDims { batch: shape[0], time: shape[1], channels: shape[2] }
+}
+
+fn refused(error: OpError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn not_contiguous<E: std::fmt::Display>(error: E) -> PyErr {
+    PyValueError::new_err(format!("arrays must be C-contiguous float32: {error}"))
+}
+
+/// Borrows an array (or an optional one) as a slice.
+macro_rules! slice {
+    ($array:ident) => {
+        $array.as_slice().map_err(not_contiguous)?
+    };
+    (mut $array:ident) => {
+        $array.as_slice_mut().map_err(not_contiguous)?
+    };
+    (opt $array:ident) => {
+        $array.as_ref().map(|a| a.as_slice().map_err(not_contiguous)).transpose()?
+    };
+    (opt mut $array:ident) => {
+        $array.as_mut().map(|a| a.as_slice_mut().map_err(not_contiguous)).transpose()?
+    };
+}
+
+/// WKV-4 forward into `y`, and the final state into `state_out`.
+#[pyfunction]
+#[pyo3(signature = (w, u, k, v, y, *, state=None, state_out=None, threads=1))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
+pub fn wkv4_forward(
+    py: Python<'_>,
+    w: PyReadonlyArray1<'_, f32>,
+    u: PyReadonlyArray1<'_, f32>,
+    k: PyReadonlyArray3<'_, f32>,
+    v: PyReadonlyArray3<'_, f32>,
+    mut y: PyReadwriteArray3<'_, f32>,
+    state: Option<PyReadonlyArray3<'_, f32>>,
+    mut state_out: Option<PyReadwriteArray3<'_, f32>>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&k);
+    let inputs = WkvInputs { w: slice!(w), u: slice!(u), k: slice!(k), v: slice!(v), state: slice!(opt state) };
+    let (y, state_out) = (slice!(mut y), slice!(opt mut state_out));
+    py.detach(|| ops::wkv4_forward(dims, inputs, y, state_out, threads)).map_err(refused)
+}
+
+/// WKV-4 backward for the output gradient `gy`, into `gw`, `gu`, `gk`, `gv` and `gstate`.
+#[pyfunction]
+#[pyo3(signature = (
+    w, u, k, v, gy, gw, gu, gk, gv, *, state=None, gstate_out=None, gstate=None, threads=1
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
+pub fn wkv4_backward(
+    py: Python<'_>,
+    w: PyReadonlyArray1<'_, f32>,
+    u: PyReadonlyArray1<'_, f32>,
+    k: PyReadonlyArray3<'_, f32>,
+    v: PyReadonlyArray3<'_, f32>,
+    gy: PyReadonlyArray3<'_, f32>,
+    mut gw: PyReadwriteArray1<'_, f32>,
+    mut gu: PyReadwriteArray1<'_, f32>,
+    mut gk: PyReadwriteArray3<'_, f32>,
+    mut gv: PyReadwriteArray3<'_, f32>,
+    state: Option<PyReadonlyArray3<'_, f32>>,
+    gstate_out: Option<PyReadonlyArray3<'_, f32>>,
+    mut gstate: Option<PyReadwriteArray3<'_, f32>>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&k);
+    let inputs = WkvInputs { w: slice!(w), u: slice!(u), k: slice!(k), v: slice!(v), state: slice!(opt state) };
+    let (gy, gstate_out) = (slice!(gy), slice!(opt gstate_out));
+    let grads = WkvGrads {
+        w: slice!(mut gw),
+        u: slice!(mut gu),
+        k: slice!(mut gk),
+        v: slice!(mut gv),
+        state: slice!(opt mut gstate),
+    };
+    py.detach(|| ops::wkv4_backward(dims, inputs, gy, gstate_out, grads, threads)).map_err(refused)
+}
+
+/// LIF forward into `spikes`, and the final membrane into `membrane_out`.
+#[pyfunction]
+#[pyo3(signature = (x, spikes, *, membrane=None, membrane_out=None, threads=1))]
+pub fn lif_forward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    mut spikes: PyReadwriteArray3<'_, f32>,
+    membrane: Option<PyReadonlyArray2<'_, f32>>,
+    mut membrane_out: Option<PyReadwriteArray2<'_, f32>>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, membrane) = (slice!(x), slice!(opt membrane));
+    let (spikes, membrane_out) = (slice!(mut spikes), slice!(opt mut membrane_out));
+    py.detach(|| ops::lif_forward(dims, x, membrane, spikes, membrane_out, threads)).map_err(refused)
+}
+
+/// LIF backward for the gradient `gspikes`, into `gx` and `gmembrane`.
+#[pyfunction]
+#[pyo3(signature = (
+    x, gspikes, gx, *, membrane=None, gmembrane_out=None, gmembrane=None, threads=1
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
+pub fn lif_backward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    gspikes: PyReadonlyArray3<'_, f32>,
+    mut gx: PyReadwriteArray3<'_, f32>,
+    membrane: Option<PyReadonlyArray2<'_, f32>>,
+    gmembrane_out: Option<PyReadonlyArray2<'_, f32>>,
+    mut gmembrane: Option<PyReadwriteArray2<'_, f32>>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, membrane) = (slice!(x), slice!(opt membrane));
+    let grads = LifOutputGrads { spikes: slice!(gspikes), membrane_out: slice!(opt gmembrane_out) };
+    let (gx, gmembrane) = (slice!(mut gx), slice!(opt mut gmembrane));
+    py.detach(|| ops::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads)).map_err(refused)
+}
+
+/// The outputs of a mix: float32, or the bits of bfloat16 as uint16.
+#[derive(FromPyObject)]
+pub enum MixOutputs<'py> {
+    F32(Vec<PyReadwriteArray3<'py, f32>>),
+    Bf16(Vec<PyReadwriteArray3<'py, u16>>),
+}
+
+/// The gradients of a mix's outputs, in the type of the outputs.
+#[derive(FromPyObject)]
+pub enum MixOutputGrads<'py> {
+    F32(Vec<PyReadonlyArray3<'py, f32>>),
+    Bf16(Vec<PyReadonlyArray3<'py, u16>>),
+}
+
+/// Borrows a list of arrays as a list of slices.
+macro_rules! slices {
+    ($arrays:ident) => {
+        $arrays.iter().map(|a| a.as_slice().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
+    };
+    (mut $arrays:ident) => {
+        $arrays.iter_mut().map(|a| a.as_slice_mut().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
+    };
+}
+
+/// Token shift and mix: `out[j] = mixes[j] * x + (1 - mixes[j]) * previous x`.
+#[pyfunction]
+#[pyo3(signature = (x, last, mixes, out, *, threads=1))]
+pub fn mix_forward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    last: PyReadonlyArray2<'_, f32>,
+    mixes: Vec<PyReadonlyArray1<'_, f32>>,
+    out: MixOutputs<'_>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    match out {
+        MixOutputs::F32(mut out) => {
+            let mut out = slices!(mut out);
+            py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
+        }
+        MixOutputs::Bf16(mut out) => {
+            let mut out = slices!(mut out);
+            py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
+        }
+    }
+    .map_err(refused)
+}
+
+/// Gradients of the mix for `gout`, into `gx`, `glast` and `gmixes` `[mixes, channels]`.
+#[pyfunction]
+#[pyo3(signature = (x, last, mixes, gout, gx, glast, gmixes, *, threads=1))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
+pub fn mix_backward(
+    py: Python<'_>,
+    x: PyReadonlyArray3<'_, f32>,
+    last: PyReadonlyArray2<'_, f32>,
+    mixes: Vec<PyReadonlyArray1<'_, f32>>,
+    gout: MixOutputGrads<'_>,
+    mut gx: PyReadwriteArray3<'_, f32>,
+    mut glast: PyReadwriteArray2<'_, f32>,
+    mut gmixes: PyReadwriteArray2<'_, f32>,
+    threads: usize,
+) -> PyResult<()> {
+    let dims = dims(&x);
+    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    let grads = MixGrads { x: slice!(mut gx), last: slice!(mut glast), mixes: slice!(mut gmixes) };
+    match gout {
+        MixOutputGrads::F32(gout) => {
+            let gout = slices!(gout);
+            py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
+        }
+        MixOutputGrads::Bf16(gout) => {
+            let gout = slices!(gout);
+            py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
+        }
+    }
+    .map_err(refused)
+}

@@ -1,0 +1,189 @@
+"""Train the model that comes with spikelet, and the n-gram baseline it has to beat.
+
+    python scripts/train_bundled.py baseline TEXT... --work runs/bundled
+    python scripts/train_bundled.py train TEXT... --work runs/bundled --max-tokens 30000000
+    python scripts/train_bundled.py export TEXT... --work runs/bundled --out python/spikelet/bundled
+
+TEXT are the two story files named in the bundled model's card. ``train`` goes on by itself when
+``--work`` holds a checkpoint, and ``--max-tokens`` may then differ: the rate is constant until the last
+third. Tokenizer and baseline learn from the training documents only; every 50th document is held out,
+and all three commands measure on those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from kneser_ney import KneserNey
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from spikelet.training import SpikeGPT, SpikeGPTConfig, TokenData, Trainer, TrainerConfig
+from spikelet.training.data import (
+    prepare,
+    read_documents,
+    split_documents,
+    train_tokenizer,
+    write_atomically,
+)
+from spikelet.training.evaluate import stream_bits
+from spikelet.training.export import DTYPES, export_model
+from spikelet.training.trainer import checkpoints, saved_configs
+
+VOCAB_SIZE = 4096
+VALID_EVERY = 50
+SEED = 1
+ORDER = 5
+
+
+def load_data(texts: list[Path], work: Path) -> tuple[TokenData, Tokenizer]:
+    """Return token streams and tokenizer, made on the first call."""
+    path = work / "tokenizer.json"
+    if not path.exists():
+        documents, _ = split_documents(read_documents(texts), VALID_EVERY)
+        made = train_tokenizer(documents, VOCAB_SIZE)
+        write_atomically(path, lambda target: made.save(str(target)))
+    tokenizer = Tokenizer.from_file(str(path))
+    return prepare(texts, tokenizer, work / "cache", VALID_EVERY), tokenizer
+
+
+def baseline(args: argparse.Namespace) -> None:
+    """Measure Kneser-Ney of order 5 over the model's own tokens, and over bytes."""
+    data, tokenizer = load_data(args.texts, args.work)
+    size = data.valid_sizes.bytes
+    words = KneserNey(data.train, VOCAB_SIZE, ORDER).bits_of(data.valid, data.end_of_text) / size
+    train_bytes, valid_bytes = (
+        torch.frombuffer(bytearray("\0".join(part).encode() + b"\0"), dtype=torch.uint8).numpy()
+        for part in split_documents(read_documents(args.texts), VALID_EVERY)
+    )
+    letters = KneserNey(train_bytes, 256, ORDER).bits_of(valid_bytes) / size
+    result = {"order": ORDER, "tokens_bits_per_byte": words, "bytes_bits_per_byte": letters}
+    text = json.dumps(result, indent=1)
+    write_atomically(args.work / "baseline.json", lambda path: path.write_text(text))
+    print(text)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training."""
+    data, tokenizer = load_data(args.texts, args.work)
+    print(f"train {data.train_sizes}\nvalid {data.valid_sizes}", file=sys.stderr)
+    torch.manual_seed(SEED)
+    model = SpikeGPT(
+        SpikeGPTConfig(
+            vocab_size=VOCAB_SIZE,
+            ctx_len=256,
+            n_layer=4,
+            n_embd=256,
+            spike_embedding=False,
+            dropout=args.dropout,
+        )
+    )
+    config = TrainerConfig(
+        batch_size=8,
+        max_tokens=args.max_tokens,
+        learning_rate=1.5e-3,
+        min_lr_ratio=0.02,
+        warmup_tokens=500_000,
+        schedule="trapezoid",
+        decay_share=args.decay_share,
+        weight_decay=0.05,
+        autocast="bf16",
+        seed=SEED,
+        eval_interval=1000,
+        log_interval=50,
+        save_seconds=240,
+    )
+    trainer = Trainer(model, data, config, args.work, tokenizer)
+    if trainer.resume():
+        print(f"resumed at step {trainer.progress.step}", file=sys.stderr)
+    trainer.run()
+
+
+def load_newest(work: Path) -> SpikeGPT:
+    """Return the model of the newest checkpoint."""
+    folder = checkpoints(work)[-1]
+    model = SpikeGPT(saved_configs(folder)[0])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the model folder, with log, curve and figures for the card."""
+    data, tokenizer = load_data(args.texts, args.work)
+    model = load_newest(args.work)
+    figures: dict[str, Any] = dict(json.loads((args.work / "baseline.json").read_text()))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for dtype in ("f32", "bf16", "f16"):
+        model.load_state_dict({k: v.to(DTYPES[dtype]).float() for k, v in weights.items()})
+        bits = stream_bits(model, data.valid, data.end_of_text)
+        figures[f"{dtype}_bits_per_byte"] = bits / data.valid_sizes.bytes
+        print(f"{dtype}: {figures[f'{dtype}_bits_per_byte']:.4f} bits per byte")
+    model.load_state_dict(weights)
+    ids = torch.from_numpy(data.valid[:4096].astype("int64"))[None]
+    figures["firing_rates"] = model.firing_rates(ids)
+    generation = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 200}
+    export_model(model, args.out, tokenizer, args.dtype, generation)
+    log = (args.work / "training" / "train_log.csv").read_text()
+    write_atomically(args.out / "train_log.csv", lambda path: path.write_text(log))
+    plot(args.out / "train_log.csv", args.out / "curve.svg", figures, data)
+    text = json.dumps(figures, indent=1)
+    write_atomically(args.work / "figures.json", lambda path: path.write_text(text))
+    print(text)
+
+
+def plot(log: Path, target: Path, figures: dict[str, Any], data: TokenData) -> None:
+    """Draw training and validation loss over tokens, in bits per byte, beside the baseline."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "spikelet"
+    from matplotlib import pyplot
+
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    per_byte = data.train_sizes.tokens / data.train_sizes.bytes / 0.693147  # nats/token to bits
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    lines = [(int(r["tokens"]) / 1e6, float(r["loss"]) * per_byte) for r in rows if r["loss"]]
+    axes.plot(*zip(*lines, strict=True), color="0.7", linewidth=0.8, label="training")
+    points = [
+        (int(r["tokens"]) / 1e6, float(r["valid_bits_per_byte"]))
+        for r in rows
+        if r["valid_bits_per_byte"]
+    ]
+    axes.plot(*zip(*points, strict=True), "o-", markersize=3, label="validation, 256-token windows")
+    level = figures["tokens_bits_per_byte"]
+    axes.axhline(level, color="C3", linestyle="--", label=f"Kneser-Ney, order {ORDER}, same tokens")
+    axes.set(xlabel="million tokens", ylabel="bits per byte", ylim=(0.9, 1.8))
+    axes.legend()
+    figure.tight_layout()
+    write_atomically(target, lambda path: figure.savefig(path, metadata={"Date": None}))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in (("baseline", baseline), ("train", train), ("export", export)):
+        command = commands.add_parser(name, help=(function.__doc__ or "").rstrip("."))
+        command.add_argument("texts", nargs="+", type=Path, metavar="TEXT")
+        command.add_argument("--work", type=Path, required=True, help="folder of the run")
+        command.set_defaults(function=function)
+        if name == "train":
+            command.add_argument("--max-tokens", type=int, default=30_000_000)
+            command.add_argument("--decay-share", type=float, default=0.35)
+            command.add_argument("--dropout", type=float, default=0.0)
+        if name == "export":
+            command.add_argument("--out", type=Path, required=True, help="model folder to write")
+            command.add_argument("--dtype", choices=sorted(DTYPES), default="f16")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    arguments.function(arguments)
