@@ -26,6 +26,7 @@ import numpy as np
 
 import spikelet
 from shapes import RWKV4_169M, SPIKEGPT_216M, Shape, write_random
+from spikelet import _spikelet
 
 BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 PROMPT = 512
@@ -70,8 +71,8 @@ def measure(shape: Shape, folder: Path, dtype: str, threads: int, rounds: int, s
     state = model.new_state()
     model.forward(prompt[:8], state, all_logits=False)
     for _ in range(rounds):
-        bandwidth.append(spikelet.measure_read_bandwidth(threads=threads))
-        peak.append(spikelet.measure_fma_peak(threads=threads))
+        bandwidth.append(_spikelet.measure_read_bandwidth(threads))
+        peak.append(_spikelet.measure_fma_peak(threads))
         for i in range(steps):
             token = prompt[i % PROMPT]
             one.append(timed(lambda token=token: model.forward([token], state, all_logits=False)))

@@ -10,6 +10,7 @@ use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::config::ModelType;
 use spikelet::error::{Error, Result};
 use spikelet::model::LoadOptions;
+use spikelet::weights::OpenOptions;
 use spikelet_simd::WeightFormat;
 
 use crate::args::{Bias, Ids, Int, Prompt, Prompts, Seeds, Strings};
@@ -43,7 +44,7 @@ pub struct Model {
 
 /// Loads a model folder or file: `spikelet.load` without looking for names.
 #[pyfunction]
-#[pyo3(signature = (path, *, device="auto", dtype="auto", threads=None, model_type=None, rescale_every=None))]
+#[pyo3(signature = (path, *, device="auto", dtype="auto", threads=None, model_type=None, spike_embedding=None, rescale_every=None))]
 pub fn load_model(
     py: Python<'_>,
     path: PathBuf,
@@ -51,6 +52,7 @@ pub fn load_model(
     dtype: &str,
     threads: Option<Int>,
     model_type: Option<&str>,
+    spike_embedding: Option<bool>,
     rescale_every: Option<Int>,
 ) -> PyResult<Model> {
     engine(py, || {
@@ -59,7 +61,7 @@ pub fn load_model(
             format: format(dtype)?,
             threads: threads.map(thread_count).transpose()?,
             level: None,
-            model_type: model_type.map(ModelType::by_name).transpose()?,
+            open: open_options(model_type, spike_embedding)?,
             rescale_every: rescale_every
                 .map(|every| every.to("rescale_every", "0 (off) or a number of layers"))
                 .transpose()?,
@@ -67,6 +69,11 @@ pub fn load_model(
         let model = spikelet::model::Model::load(&path, &options)?;
         Ok(Model { shared: Arc::new(Shared::new(model)?) })
     })
+}
+
+/// What a bare file of weights leaves open.
+pub fn open_options(model_type: Option<&str>, spike_embedding: Option<bool>) -> Result<OpenOptions> {
+    Ok(OpenOptions { model_type: model_type.map(ModelType::by_name).transpose()?, spike_embedding })
 }
 
 fn check_device(device: &str) -> Result<()> {
