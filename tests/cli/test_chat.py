@@ -63,6 +63,12 @@ def test_templates_that_cannot_be(text: str) -> None:
         Template.parse(text)
 
 
+def test_a_line_that_is_no_text(cli: Cli, model_folder: Path) -> None:
+    result = cli("chat", "--model", model_folder, *SHORT, stdin=b"One \xff\n")
+    assert result.code == 2
+    assert result.err == "spikelet: error: the prompt is not valid UTF-8\n"
+
+
 def test_undo_gives_the_past_back(cli: Cli, model_folder: Path) -> None:
     words: list[str | Path] = ["chat", "--model", model_folder, *SHORT]
     once = cli(*words, stdin=b"One\nTwo\n").out
@@ -143,6 +149,7 @@ def test_on_a_terminal(model_folder: Path, tmp_path: Path) -> None:
     terminal.wait_for("> ")
     terminal.press("Hello\n")
     terminal.wait_for("Hello\n")
+    terminal.wait_for("")  # the reply has begun
     terminal.press("\x03")  # stops the reply, not the conversation
     terminal.wait_for("> ")
     terminal.press(f"/save {file}\n")
