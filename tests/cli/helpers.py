@@ -82,7 +82,7 @@ class Terminal:
         os.close(slave)
 
     def wait_for(self, text: str, timeout: float = 20.0) -> None:
-        """Read until `text`, or with "" anything, has been shown after what was waited for before."""
+        """Read until `text` (with "" anything) is shown after what was waited for before."""
         deadline = time.monotonic() + timeout
         while (at := self.shown.find(text, self._seen)) < 0 or at == len(self.shown):
             assert time.monotonic() < deadline, f"waited for {text!r}, shown: {self.shown!r}"
