@@ -158,9 +158,9 @@ class Tokenizer:
     """Text to token ids and back, as the model was trained with.
 
     Example:
-        >>> model = spikelet.load("tests/golden/spikegpt-tiny")
-        >>> model.tokenizer.encode("hi")
-        [104, 105]
+        >>> tokenizer = spikelet.load().tokenizer
+        >>> tokenizer.decode(tokenizer.encode("Once upon a time"))
+        'Once upon a time'
     """
 
     @property
