@@ -87,12 +87,16 @@ def convert(
         FileError: a file cannot be read or written.
     """
 
-def inspect(path: _Path) -> dict[str, Any]:
+def inspect(path: _Path, *, model_type: str | None = None) -> dict[str, Any]:
     """What a model's files hold, without loading it: a dict.
 
     Keys: `path`, `model_type`, `config` (dict), `dtype`, `num_parameters`, `file_bytes`, `files` (path, bytes), `tensors`
     (dicts with `name`, `stored_name`, `dtype`, `shape`, `bytes`), `tokenizer` (description or None), `generation_config`
     (dict), `chat_template` (or None), `memory_bytes` (by dtype), `state_bytes` (of one sequence).
+
+    Args:
+        path: a model folder, a safetensors file or the authors' `.pth` file.
+        model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
 
     Raises:
         FormatError, TokenizerError, UnsupportedError: it is no model that this version reads.

@@ -149,8 +149,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub fn read(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn read(path: &Path, model_type: Option<ModelType>) -> Result<Self> {
+        let checkpoint = Checkpoint::open_with(path, model_type)?;
         let tokenizer = match load_tokenizer(path, Some(checkpoint.config())) {
             Ok(tokenizer) => Some(tokenizer.describe()),
             Err(Error::NoTokenizer { .. }) => None,

@@ -79,12 +79,17 @@ fn matrix_type(name: &str) -> Result<Dtype> {
 /// (dicts with `name`, `stored_name`, `dtype`, `shape`, `bytes`), `tokenizer` (description or None), `generation_config`
 /// (dict), `chat_template` (or None), `memory_bytes` (by dtype), `state_bytes` (of one sequence).
 ///
+/// Args:
+///     path: a model folder, a safetensors file or the authors' `.pth` file.
+///     model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+///
 /// Raises:
 ///     FormatError, TokenizerError, UnsupportedError: it is no model that this version reads.
 ///     FileError: a file cannot be read.
 #[pyfunction]
-pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
-    engine(py, || Facts::read(&path))?.to_dict(py)
+#[pyo3(signature = (path, *, model_type=None))]
+pub fn inspect<'py>(py: Python<'py>, path: PathBuf, model_type: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+    engine(py, || Facts::read(&path, model_type.map(ModelType::by_name).transpose()?))?.to_dict(py)
 }
 
 /// What the engine makes of this machine: a dict.
