@@ -51,7 +51,7 @@ def examples() -> list[doctest.DocTest]:
     for name, thing in things.items():
         found += [
             test
-            for test in finder.find(thing, name, module=False, globs={"spikelet": spikelet})  # type: ignore[arg-type]
+            for test in finder.find(thing, name, module=False, globs={"spikelet": spikelet})
             if test.examples
         ]
     return found

@@ -120,7 +120,7 @@ def test_arrays_that_do_not_fit_are_refused(model: spikelet.Model) -> None:
     with pytest.raises(spikelet.StateError, match="found 29 arrays, needed 28"):
         model.new_state(good | {"more": np.zeros(3, dtype=np.float32)})
     with pytest.raises(TypeError):
-        model.new_state(good | {name: np.zeros(64)})
+        model.new_state({**good, name: np.zeros(64)})  # type: ignore[dict-item]
 
 
 def test_a_state_of_another_model_is_refused(model: spikelet.Model, golden: Path) -> None:
@@ -182,7 +182,8 @@ def test_traces_equal_the_golden_spikes(golden: Path, name: str) -> None:
     expected = load_file(golden / name / "expected.safetensors")
     trace = model.trace(expected["ids"])
     assert trace.spikes.shape == trace.membranes.shape == (4, 2, 96, 64)
-    assert (trace.spikes.dtype, trace.membranes.dtype) == (np.uint8, np.float32)
+    assert trace.spikes.dtype == np.uint8
+    assert trace.membranes.dtype == np.float32
     for layer in range(4):
         for site in (0, 1):
             wanted = expected[f"spikes.{layer}.lif{site + 1}"]

@@ -65,7 +65,7 @@ def test_a_token_is_frozen_and_can_be_stored(writer: spikelet.Model) -> None:
     with pytest.raises(AttributeError, match="cannot be changed: id"):
         del token.id
     with pytest.raises(AttributeError, match="cannot be changed: more"):
-        token.more = 3  # type: ignore[attr-defined]
+        token.more = 3
     again = pickle.loads(pickle.dumps(token))
     assert (again, again.id, again.logprob) == (token, token.id, token.logprob)
     assert again.top_logprobs == token.top_logprobs
@@ -330,6 +330,34 @@ def test_bad_options_are_refused(
             writer.generate_batch(["abc"], **options)
 
 
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 2**64, 1e308]))
+ANYTHING = st.one_of(
+    NUMBERS,
+    st.none(),
+    st.text(max_size=3),
+    st.lists(NUMBERS, max_size=3),
+    st.dictionaries(st.integers(-1, 300), NUMBERS, max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    options=st.dictionaries(st.sampled_from([*spikelet.default_options()]), ANYTHING, max_size=4)
+)
+def test_whatever_is_asked_for_it_never_breaks(
+    writer: spikelet.Model, options: dict[str, Any]
+) -> None:
+    """Any value of any option gives tokens or an error of ours that says what is wrong."""
+    try:
+        with writer.generate("abc", **options) as generation:
+            for _ in range(5):
+                next(generation, None)
+    except TypeError:
+        pass
+    except spikelet.SpikeletError as error:
+        assert not isinstance(error, spikelet.InternalError)
+
+
 @pytest.mark.parametrize(
     ("prompt", "error", "message"),
     [
@@ -351,7 +379,7 @@ def test_bad_prompts_are_refused(
 
 def test_options_are_keywords(writer: spikelet.Model) -> None:
     with pytest.raises(TypeError, match="positional"):
-        writer.generate("abc", 20)  # type: ignore[misc]
+        writer.generate("abc", 20)  # type: ignore[call-arg]
 
 
 def test_text_needs_a_tokenizer(model: spikelet.Model) -> None:

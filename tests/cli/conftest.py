@@ -13,13 +13,16 @@ import pytest
 from .helpers import TESTS, Cli, Result
 
 
-def make_model(folder: Path, **generation_config: object) -> Path:
-    """The golden SpikeGPT with bytes as its tokens."""
+def make_model(
+    folder: Path, *, config: dict[str, object] | None = None, **generation_config: object
+) -> Path:
+    """The golden SpikeGPT with bytes as its tokens, or with other keys in its configuration."""
     golden = TESTS / "golden" / "spikegpt-tiny"
     folder.mkdir(parents=True)
     shutil.copy(golden / "model.safetensors", folder)
-    config = json.loads((golden / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tokenizer_class": "bytes"}))
+    keys = json.loads((golden / "config.json").read_text())
+    keys |= {"tokenizer_class": "bytes"} if config is None else config
+    (folder / "config.json").write_text(json.dumps(keys))
     if generation_config:
         (folder / "generation_config.json").write_text(json.dumps(generation_config))
     return folder

@@ -82,9 +82,9 @@ class Terminal:
         os.close(slave)
 
     def wait_for(self, text: str, timeout: float = 20.0) -> None:
-        """Read until `text` has been shown after what was waited for before."""
+        """Read until `text` (with "" anything) is shown after what was waited for before."""
         deadline = time.monotonic() + timeout
-        while (at := self.shown.find(text, self._seen)) < 0:
+        while (at := self.shown.find(text, self._seen)) < 0 or at == len(self.shown):
             assert time.monotonic() < deadline, f"waited for {text!r}, shown: {self.shown!r}"
             if not self._read(0.2) and self.process.poll() is not None:
                 raise AssertionError(f"ended before {text!r} was shown: {self.shown!r}")

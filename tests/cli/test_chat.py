@@ -63,6 +63,12 @@ def test_templates_that_cannot_be(text: str) -> None:
         Template.parse(text)
 
 
+def test_a_line_that_is_no_text(cli: Cli, model_folder: Path) -> None:
+    result = cli("chat", "--model", model_folder, *SHORT, stdin=b"One \xff\n")
+    assert result.code == 2
+    assert result.err == "spikelet: error: the prompt is not valid UTF-8\n"
+
+
 def test_undo_gives_the_past_back(cli: Cli, model_folder: Path) -> None:
     words: list[str | Path] = ["chat", "--model", model_folder, *SHORT]
     once = cli(*words, stdin=b"One\nTwo\n").out
@@ -81,6 +87,16 @@ def test_reset_forgets(cli: Cli, model_folder: Path) -> None:
     words: list[str | Path] = ["chat", "--model", model_folder, *SHORT]
     once = cli(*words, stdin=b"One\n").out
     assert cli(*words, stdin=b"One\n/reset\nOne\n").out == once * 2
+
+
+def test_after_the_end_a_new_story_begins(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    generation = spikelet.load(model_folder).generate("One", max_new_tokens=12, seed=5)
+    last = generation.run().ids[8]
+    folder = make_model(tmp_path / "m", config={"tokenizer_class": "bytes", "eos_token_id": last})
+    words: list[str | Path] = ["chat", "--model", folder, *SHORT]
+    once = cli(*words, stdin=b"One\n").out
+    assert len(once) < len(cli(*words, "--ignore-eos", stdin=b"One\n").out)
+    assert cli(*words, stdin=b"One\nOne\n").out == once * 2
 
 
 @pytest.mark.parametrize("how", ["command", "option"])
@@ -133,6 +149,7 @@ def test_on_a_terminal(model_folder: Path, tmp_path: Path) -> None:
     terminal.wait_for("> ")
     terminal.press("Hello\n")
     terminal.wait_for("Hello\n")
+    terminal.wait_for("")  # the reply has begun
     terminal.press("\x03")  # stops the reply, not the conversation
     terminal.wait_for("> ")
     terminal.press(f"/save {file}\n")
@@ -142,6 +159,23 @@ def test_on_a_terminal(model_folder: Path, tmp_path: Path) -> None:
     assert terminal.finish() == 0
     assert "Traceback" not in terminal.shown
     assert file.is_file()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_typed_lines_are_kept_for_the_next_time(model_folder: Path, kept: bool) -> None:
+    words: list[str | Path] = ["chat", "--model", model_folder, "-n", "3"]
+    terminal = Terminal(words if kept else [*words, "--no-history"])
+    terminal.wait_for("> ")
+    terminal.press("Remember me\n")
+    terminal.wait_for("Remember me\n")
+    terminal.wait_for("> ")
+    terminal.press("/exit\n")
+    assert terminal.finish() == 0
+    file = spikelet.home() / "chat_history"
+    assert file.is_file() == kept
+    if kept:
+        assert "Remember me" in file.read_text()
+        assert file.stat().st_mode & 0o077 == 0
 
 
 def test_a_story_model_says_what_it_is(model_folder: Path) -> None:

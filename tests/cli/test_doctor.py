@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def test_a_level_that_cannot_run_is_reported(answered: Path) -> None:
     (outcome,) = run_levels(answered, ["mmx"])
     assert not outcome.ok
     assert "mmx" in outcome.detail
+
+
+def test_a_crash_is_reported(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -ILL $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    (outcome,) = run_levels(answered, ["avx512"])
+    assert not outcome.ok
+    assert "SIGILL" in outcome.detail
 
 
 def test_json(cli: Cli, answered: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import spikelet
 
+from .conftest import make_model
 from .helpers import Cli, Terminal
 
 # Longer than one piece, with characters of one to four bytes.
@@ -61,6 +62,29 @@ def test_context_forgets(cli: Cli, model_folder: Path, text_file: Path) -> None:
     nats = sum(naive_nats(model_folder, window) for window in windows)
     assert found["tokens"] == len(data) - 1
     assert found["loss"] == pytest.approx(nats / (len(data) - 1), rel=1e-6)
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokens(cli: Cli, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    text = "<|endoftext|>the cat sat on the mat.<|endoftext|>the rat — ate the hat." * 3
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=64, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([text.replace("<|endoftext|>", "")], trainer)
+    unused = range(256 - tokenizer.get_vocab_size())
+    tokenizer.add_special_tokens([f"<unused{number}>" for number in unused])
+    folder = make_model(tmp_path / "bpe", config={})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(text).ids
+    found = json.loads(cli("eval", folder, "-", "--json", stdin=text.encode()).out)["total"]
+    assert len(ids) < len(text) // 2
+    assert found["tokens"] == len(ids) - 1
+    assert found["bytes"] == len(text.encode()) - len("<|endoftext|>")
+    bits = naive_nats(folder, ids) / math.log(2)
+    assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-6)
 
 
 def test_gzip_and_standard_input_are_the_same_text(

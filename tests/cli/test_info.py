@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import spikelet
@@ -54,6 +55,19 @@ def test_sampling_settings_and_template_are_shown(cli: Cli, tmp_path: Path) -> N
     out = cli("info", folder).out
     assert "temperature 0.5" in out
     assert "'Q{user}A{assistant}\\n'" in out
+
+
+def test_a_bare_file_must_be_told_what_it_is(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    bare = shutil.copy(model_folder / "model.safetensors", tmp_path / "bare.safetensors")
+    result = cli("info", bare)
+    assert result.code == 2
+    assert "--model-type" in result.err
+    facts = json.loads(cli("info", bare, "--model-type", "spikegpt", "--json").out)
+    assert facts["model_type"] == "spikegpt"
+    assert facts["tokenizer"] is None
+    target = tmp_path / "told"
+    assert cli("convert", bare, target, "--model-type", "spikegpt").code == 0
+    assert cli("info", target).code == 0
 
 
 def test_a_broken_file_is_one_line(cli: Cli, tmp_path: Path) -> None:

@@ -133,7 +133,12 @@ class ChatLoop:
                 if line is None and self._interactive:
                     self._out.line()
                 return 0
-            self._turn_or_command(line)
+            try:
+                self._turn_or_command(line)
+            except KeyboardInterrupt:
+                self._stop_reply()
+                if not self._interactive:
+                    raise
 
     def _turn_or_command(self, line: str) -> None:
         from spikelet import SpikeletError
@@ -160,14 +165,6 @@ class ChatLoop:
             for piece in self._conversation.reply(self._session, text):
                 self._out.model_text(piece)
                 written = piece
-        except KeyboardInterrupt:
-            generation = self._conversation.generation
-            if generation is not None:
-                generation.close()
-            self._out.line()
-            if not self._interactive:
-                raise
-            return
         finally:
             # Also a reply that was broken off can be taken back; one that never began cannot.
             if self._conversation.generation is not last:
@@ -185,6 +182,12 @@ class ChatLoop:
             self._say("The end. The next line begins a new story.")
         if self._stats:
             show_stats(self._session.model, generation, None)
+
+    def _stop_reply(self) -> None:
+        """The session goes on after what was written so far."""
+        if self._conversation.generation is not None:
+            self._conversation.generation.close()
+        self._out.line()
 
     def _unknown(self, name: str) -> None:
         raise UsageError(f"unknown command {name} (/help lists them; // begins a plain /)")

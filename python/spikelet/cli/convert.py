@@ -12,7 +12,7 @@ The new files appear under their names only when they are complete. Interrupted 
 the command leaves everything as it was.
 
 examples:
-  spikelet convert SpikeGPT-216M.pth spikegpt-216m
+  spikelet convert SpikeGPT-216M.pth spikegpt-216m --model-type spikegpt
   spikelet convert path/to/model smaller --dtype bf16
 """
 

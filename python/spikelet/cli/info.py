@@ -12,7 +12,7 @@ EPILOG = """\
 examples:
   spikelet info
   spikelet info path/to/model --tensors
-  spikelet info SpikeGPT-216M.pth --json
+  spikelet info SpikeGPT-216M.pth --model-type spikegpt --json
 """
 
 
@@ -25,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model folder, .safetensors or .pth file, or a name (default: the bundled model)",
     )
+    parser.add_argument(
+        "--model-type", metavar="TYPE", help="architecture, where a bare file does not tell"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import spikelet
 
     path = spikelet.find_model(args.model)
-    facts = spikelet.inspect(path)
+    facts = spikelet.inspect(path, model_type=args.model_type)
     out = stdout()
     if args.json:
         out.line(json.dumps(facts, ensure_ascii=False, default=str))

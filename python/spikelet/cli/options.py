@@ -7,6 +7,7 @@ No default of the engine is written here: an option that is not given is None an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,13 @@ def unescape(text: str) -> str:
 
 
 def decode_argument(text: str) -> str:
-    """Text of the command line; refuses bytes that are no text in the user's encoding."""
+    """Text as it was typed. Bytes that the locale does not know are read as UTF-8, or refused."""
+    if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
+        return text
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        return os.fsencode(text).decode()
+    except UnicodeError:
         raise UsageError("the prompt is not valid UTF-8") from None
-    return text
 
 
 def read_text_file(path: str) -> str:

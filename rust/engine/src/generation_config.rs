@@ -131,6 +131,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::Preset;
 
     fn parse(text: &str) -> Result<GenerationConfig> {
         GenerationConfig::parse(Path::new("generation_config.json"), text.as_bytes())
@@ -149,6 +150,20 @@ mod tests {
         assert_eq!(config.eos_token_id, [0, 2]);
         assert_eq!(config.preset.as_deref(), Some("rwkv"));
         assert_eq!(parse(r#"{"eos_token_id": 3, "stop_strings": ["a", "b"]}"#).expect("valid").stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn wishes_overrule_defaults_and_nothing_else_changes() {
+        let (mut sampling, mut stop) = (SamplingParams::default(), StopRules::default());
+        parse("{}").expect("valid").apply(&mut sampling, &mut stop).expect("no preset");
+        assert_eq!((&sampling, &stop), (&SamplingParams::default(), &StopRules::default()));
+        let config = parse(r#"{"temperature": 0.5, "top_k": 7, "max_new_tokens": 9, "stop": "x", "preset": "rwkv"}"#);
+        config.expect("valid").apply(&mut sampling, &mut stop).expect("a known preset");
+        let wanted = SamplingParams { temperature: 0.5, top_k: 7, preset: Preset::Rwkv, ..SamplingParams::default() };
+        assert_eq!(sampling, wanted);
+        assert_eq!(stop, StopRules { max_new_tokens: 9, strings: vec!["x".into()], ..StopRules::default() });
+        let unknown = parse(r#"{"preset": "warm"}"#).expect("valid").apply(&mut sampling, &mut stop);
+        assert!(unknown.expect_err("no such preset").to_string().contains("`preset`: found warm"));
     }
 
     #[test]

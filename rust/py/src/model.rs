@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use numpy::{PyArray1, PyArrayDyn};
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
@@ -424,7 +425,9 @@ impl Model {
         let ids = engine(py, || self.some_ids("ids", &Prompt::Ids(ids)))?;
         let vocab_size = self.shared.vocab_size();
         let lines = if all_logits { ids.len() } else { 1 };
-        let mut logits = Vec::with_capacity(lines * vocab_size);
+        let mut logits = Vec::new();
+        let room = logits.try_reserve_exact(lines.saturating_mul(vocab_size));
+        room.map_err(|_| PyMemoryError::new_err(format!("no memory for {lines} x {vocab_size} logits")))?;
         let most = if all_logits { LOGIT_LINES } else { usize::MAX };
         in_passes(py, &self.shared, Some(state), (ids.len(), most), |decoder, slot, range| {
             let wanted = match all_logits {
