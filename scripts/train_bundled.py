@@ -5,9 +5,9 @@
     python scripts/train_bundled.py export TEXT... --work runs/bundled --out python/spikelet/bundled
 
 TEXT are the two story files named in the bundled model's card. ``train`` goes on by itself when
-``--work`` holds a checkpoint, and ``--max-tokens`` may then differ: the rate is constant until the last
-third. Tokenizer and baseline learn from the training documents only; every 50th document is held out,
-and all three commands measure on those.
+``--work`` holds a checkpoint, and ``--max-tokens`` may then differ: the rate is constant until the
+last third. Tokenizer and baseline learn from the training documents only; every 50th document is
+held out, and all three commands measure on those.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def load_data(texts: list[Path], work: Path) -> tuple[TokenData, Tokenizer]:
 
 def baseline(args: argparse.Namespace) -> None:
     """Measure Kneser-Ney of order 5 over the model's own tokens, and over bytes."""
-    data, tokenizer = load_data(args.texts, args.work)
+    data, _ = load_data(args.texts, args.work)
     size = data.valid_sizes.bytes
     words = KneserNey(data.train, VOCAB_SIZE, ORDER).bits_of(data.valid, data.end_of_text) / size
     train_bytes, valid_bytes = (
@@ -139,16 +139,16 @@ def export(args: argparse.Namespace) -> None:
 
 def plot(log: Path, target: Path, figures: dict[str, Any], data: TokenData) -> None:
     """Draw training and validation loss over tokens, in bits per byte, beside the baseline."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "spikelet"
-    from matplotlib import pyplot
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "spikelet"
+    from matplotlib import pyplot as plt
 
     with log.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     per_byte = data.train_sizes.tokens / data.train_sizes.bytes / 0.693147  # nats/token to bits
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(7, 4))
     lines = [(int(r["tokens"]) / 1e6, float(r["loss"]) * per_byte) for r in rows if r["loss"]]
     axes.plot(*zip(*lines, strict=True), color="0.7", linewidth=0.8, label="training")
     points = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ if TYPE_CHECKING:
     from spikelet.training import SpikeGPTConfig, TrainerConfig
 
 EPILOG = """\
-OUT becomes a model folder that `spikelet generate --model OUT` reads; the run's checkpoints, samples and
-train_log.csv are in OUT/training. Ctrl-C saves a checkpoint and ends; --resume goes on from the newest.
+OUT becomes a model folder that `spikelet generate --model OUT` reads; the run's checkpoints,
+samples and train_log.csv are in OUT/training. Ctrl-C saves a checkpoint and ends; --resume goes on
+from the newest.
 
 examples:
   spikelet train stories.txt --out stories --n-layer 4 --n-embd 256 --ctx-len 256 --vocab-size 4096
@@ -49,7 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument(
-        "--export-dtype", default="f32", choices=["f32", "bf16", "f16"], help="type of OUT's weights"
+        "--export-dtype",
+        default="f32",
+        choices=["f32", "bf16", "f16"],
+        help="type of OUT's weights",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (torch's default)")
     _add_fields(parser.add_argument_group("model"), SpikeGPTConfig)
@@ -89,38 +92,35 @@ def run(args: argparse.Namespace) -> int:
     """Train, or go on training, and export; 0 when the run reached its end, 130 when stopped."""
     import torch
 
-    from spikelet.training import SpikeGPT, Trainer, TrainingError, export_model, prepare
+    from spikelet.errors import OptionError
+    from spikelet.training import SpikeGPT, Trainer, export_model, prepare
     from spikelet.training.trainer import checkpoints
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if checkpoints(args.out) and not args.resume:
-        return _refuse(f"{args.out} holds a run already; --resume continues it")
+        raise OptionError(f"{args.out} holds a run already; --resume continues it")
     if args.resume and not checkpoints(args.out):
-        return _refuse(f"{args.out} holds no checkpoint to resume")
-    try:
-        model_config, trainer_config = _configs(args)
-        tokenizer = _tokenizer(args, model_config)
-        data = prepare(args.texts, tokenizer, args.out / "training" / "cache", args.valid_every)
-        if not args.resume:
-            model_config = replace(model_config, vocab_size=tokenizer.get_vocab_size())
-        torch.manual_seed(trainer_config.seed)
-        trainer = Trainer(SpikeGPT(model_config), data, trainer_config, args.out, tokenizer)
-        trainer.resume()
-        trainer.run()
-    except (ValueError, TrainingError) as error:
-        return _refuse(str(error))
+        raise OptionError(f"{args.out} holds no checkpoint to resume")
+    model_config, trainer_config = _configs(args)
+    tokenizer = _tokenizer(args, model_config)
+    data = prepare(args.texts, tokenizer, args.out / "training" / "cache", args.valid_every)
+    if not args.resume:
+        model_config = replace(model_config, vocab_size=tokenizer.get_vocab_size())
+    torch.manual_seed(trainer_config.seed)
+    trainer = Trainer(SpikeGPT(model_config), data, trainer_config, args.out, tokenizer)
+    trainer.resume()
+    trainer.run()
     export_model(trainer.model, args.out, tokenizer, args.export_dtype)
-    return 130 if trainer.stop_requested else 0
+    return INTERRUPTED if trainer.stop_requested else 0
 
 
-def _refuse(message: str) -> int:
-    sys.stderr.write(f"spikelet train: {message}\n")
-    return 2
+INTERRUPTED = 130
 
 
 def _configs(args: argparse.Namespace) -> tuple[SpikeGPTConfig, TrainerConfig]:
     """Return what the options say; a resumed run keeps its model and what they leave open."""
+    from spikelet.errors import OptionError
     from spikelet.training import SpikeGPTConfig, TrainerConfig
     from spikelet.training.trainer import checkpoints, saved_configs
 
@@ -130,7 +130,7 @@ def _configs(args: argparse.Namespace) -> tuple[SpikeGPTConfig, TrainerConfig]:
     model_config, trainer_config = saved_configs(checkpoints(args.out)[-1])
     for name, value in model.items():
         if value != getattr(model_config, name):
-            raise ValueError(
+            raise OptionError(
                 f"--{name.replace('_', '-')} was {getattr(model_config, name)} when the run began, "
                 f"and stays so: it is part of the model"
             )

@@ -1,9 +1,9 @@
-"""Training of SpikeGPT in PyTorch; this subpackage alone imports torch, when one of its names is used.
+"""Training of SpikeGPT in PyTorch; this subpackage alone imports torch, and on first use only.
 
     pip install 'spikelet[train]'
 
-What trains here is what the engine loads: the modules carry the original authors' parameter names, and
-``export_model`` writes the model folder that ``spikelet.load`` opens.
+What trains here is what the engine loads: the modules carry the original authors' parameter names,
+and ``export_model`` writes the model folder that ``spikelet.load`` opens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Configuration of models and of runs. Without torch, so that the command line can show it at once."""
+"""Configuration of models and of runs. Without torch: the command line shows it at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+
+from spikelet.errors import OptionError
 
 _MODEL_TYPES = {"RWKV": "rwkv", "RWKV-ffnPre": "rwkv-ffnpre"}
 
@@ -19,8 +21,8 @@ class SpikeGPTConfig:
         n_layer: blocks.
         n_embd: channels of the residual stream.
         n_ffn: hidden width of the feed-forward parts; 0 means ``4 * n_embd``.
-        spike_embedding: embed each token as a 0/1 vector (1 where the weight is >= 0). The published
-            216M model has a real embedding.
+        spike_embedding: embed each token as a 0/1 vector (1 where the weight is >= 0). The
+            published 216M model has a real embedding.
         dropout: share of the residual stream dropped after each block.
         l2wrap: strength of L2Wrap, see ``ops.head_loss``.
         fused: run the engine's kernels; False takes the plain-torch loops.
@@ -40,14 +42,14 @@ class SpikeGPTConfig:
     def __post_init__(self) -> None:
         if self.model_type not in _MODEL_TYPES:
             known = ", ".join(repr(name) for name in _MODEL_TYPES)
-            raise ValueError(f"model_type is {self.model_type!r}; known are {known}")
+            raise OptionError(f"model_type is {self.model_type!r}; known are {known}")
         for name in ("vocab_size", "ctx_len", "n_layer", "n_embd"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+                raise OptionError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if self.n_ffn < 0:
-            raise ValueError(f"n_ffn is {self.n_ffn}; 0 (4 * n_embd) or more is needed")
+            raise OptionError(f"n_ffn is {self.n_ffn}; 0 (4 * n_embd) or more is needed")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+            raise OptionError(f"dropout is {self.dropout}; it must lie in [0, 1)")
 
     @property
     def intermediate_size(self) -> int:
@@ -72,11 +74,11 @@ class SpikeGPTConfig:
     def from_model_config(cls, config: dict[str, object], **options: object) -> SpikeGPTConfig:
         """Read the ``config.json`` of a model folder; ``options`` are fields it does not hold."""
         if config.get("model_type") != "spikegpt":
-            raise ValueError(f"model_type is {config.get('model_type')!r}; needed is 'spikegpt'")
+            raise OptionError(f"model_type is {config.get('model_type')!r}; needed is 'spikegpt'")
         variant = config.get("variant", "rwkv")
         names = {value: key for key, value in _MODEL_TYPES.items()}
         if variant not in names:
-            raise ValueError(f"variant is {variant!r}; known are {sorted(names)}")
+            raise OptionError(f"variant is {variant!r}; known are {sorted(names)}")
         values: dict[str, object] = {
             "vocab_size": config["vocab_size"],
             "ctx_len": config.get("context_length", 1024),
@@ -88,7 +90,7 @@ class SpikeGPTConfig:
         }
         unknown = set(options) - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown options {sorted(unknown)}")
+            raise OptionError(f"unknown options {sorted(unknown)}")
         return cls(**(values | options))  # type: ignore[arg-type]
 
 
@@ -112,7 +114,7 @@ class TrainerConfig:
         eps: as the authors.
         weight_decay: AdamW only.
         grad_clip: largest norm of the whole gradient; 0 turns clipping off.
-        autocast: ``"f32"`` or ``"bf16"``: type of the matrix products' inputs. Weights stay float32.
+        autocast: ``"f32"`` or ``"bf16"``, type of the matrix products' inputs; weights stay f32.
         seed: of initialisation, dropout and data order.
         log_interval: steps between log lines.
         eval_interval: steps between validations; 0 validates at the end only.
@@ -153,12 +155,12 @@ class TrainerConfig:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {list(known)}")
+                raise OptionError(f"{name} is {getattr(self, name)!r}; known are {list(known)}")
         at_least_one = ("batch_size", "grad_accumulation", "max_tokens", "log_interval")
         for name in (*at_least_one, "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+                raise OptionError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+            raise OptionError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share is {self.decay_share}; it must lie in (0, 1]")
+            raise OptionError(f"decay_share is {self.decay_share}; it must lie in (0, 1]")

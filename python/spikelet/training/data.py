@@ -1,9 +1,9 @@
 """Text to training windows: read, tokenise once, map into memory, deal in a fixed order.
 
-Text files (plain or ``.gz``) are split into documents at lines that hold only ``<|endoftext|>``. Some
-documents are held out for validation. Both parts are stored as one stream of ids, each document
-followed by the end-of-text id, under a name made from the contents of the files and the tokenizer: a
-second run, or another model on the same text, finds them there.
+Text files (plain or ``.gz``) are split into documents at lines that hold only ``<|endoftext|>``.
+Some documents are held out for validation. Both parts are stored as one stream of ids, each
+document followed by the end-of-text id, under a name made from the contents of the files and the
+tokenizer: a second run, or another model on the same text, finds them there.
 
 Batches are a function of (seed, position): nothing has to be saved but the position.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +36,20 @@ _SEPARATOR = f"\n{END_OF_TEXT}\n"
 _FORMAT = 1  # part of the cache's name: raise it when the stored streams change
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file; a name ending in ``.gz`` is unpacked."""
+def _read_bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such text file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file; a name ending in ``.gz`` is unpacked."""
+    raw = _read_bytes(path)
+    try:
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
     except (OSError, EOFError) as error:
@@ -64,8 +72,8 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
 def split_documents(documents: Sequence[str], valid_every: int) -> tuple[list[str], list[str]]:
     """Hold out every ``valid_every``-th document for validation.
 
-    With fewer than ``2 * valid_every`` documents the end of each is held out instead, about one part
-    in ``valid_every``, cut at a line end where there is one.
+    With fewer than ``2 * valid_every`` documents the end of each is held out instead, about one
+    part in ``valid_every``, cut at a line end where there is one.
     """
     if valid_every < 2:
         raise DataError(f"valid_every is {valid_every}; at least 2 is needed")
@@ -134,10 +142,7 @@ class TokenData:
 def _fingerprint(paths: Sequence[Path], tokenizer: Tokenizer, valid_every: int) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {valid_every} {len(paths)} ".encode())
     for path in paths:
-        try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        digest.update(hashlib.sha256(_read_bytes(path)).digest())
     digest.update(tokenizer.to_str().encode())
     return digest.hexdigest()[:16]
 
@@ -187,17 +192,15 @@ def prepare(
         parts = split_documents(read_documents(paths), valid_every)
         for name, documents in zip(("train", "valid"), parts, strict=True):
             ids = _encode(tokenizer, documents, end)
-            write_atomically(stem.with_suffix(f".{name}.npy"), lambda p, ids=ids: np.save(p, ids))
+            write_atomically(stem.with_suffix(f".{name}.npy"), partial(np.save, arr=ids))
             total = sum(len(text.encode()) for text in documents)
             sizes[name] = asdict(SplitSizes(len(documents), len(ids), total))
         # Last, because its presence says that the streams are whole.
         write_atomically(meta_path, lambda p: p.write_text(json.dumps(sizes, indent=1)))
     meta = json.loads(meta_path.read_text())
-    streams = [
-        np.load(stem.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("train", "valid")
-    ]
     return TokenData(
-        *streams,
+        np.load(stem.with_suffix(".train.npy"), mmap_mode="r"),
+        np.load(stem.with_suffix(".valid.npy"), mmap_mode="r"),
         SplitSizes(**meta["train"]),
         SplitSizes(**meta["valid"]),
         tokenizer.get_vocab_size(),
@@ -247,6 +250,7 @@ def validation_batches(
     whole = (len(ids) - 1) // ctx_len
     inputs = ids[: whole * ctx_len].view(whole, ctx_len)
     targets = ids[1 : whole * ctx_len + 1].view(whole, ctx_len)
-    yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+    for first in range(0, whole, batch_size):
+        yield inputs[first : first + batch_size], targets[first : first + batch_size]
     if whole * ctx_len < len(ids) - 1:
         yield ids[None, whole * ctx_len : -1], ids[None, whole * ctx_len + 1 :]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from spikelet.training import ops
+from spikelet.training.loss import head_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def stream_bits(model: SpikeGPT, stream: np.ndarray, start: int, chunk: int = 51
     for first in range(0, len(stream), chunk):
         part = ids[first : first + chunk + 1]
         hidden, state = model.hidden(part[None, :-1], state)
-        loss = ops.head_loss(hidden, model.head.weight, part[1:], l2wrap=0.0)
+        loss = head_loss(hidden, model.head.weight, part[1:], l2wrap=0.0)
         nats += float(loss) * (len(part) - 1)
     model.train(was_training)
     return nats / math.log(2)

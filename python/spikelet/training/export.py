@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
+from spikelet.errors import OptionError
 from spikelet.training.data import END_OF_TEXT, write_atomically
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def export_model(
     dtype: str = "f32",
     generation: dict[str, object] | None = None,
 ) -> None:
-    """Write ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``generation_config.json``.
+    """Write config, weights, tokenizer and ``generation_config.json``.
 
     Each file appears whole or not at all; other files of the folder stay.
 
@@ -39,14 +40,14 @@ def export_model(
         generation: sampling defaults; the tokenizer's end-of-text token is added to them.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; known are {sorted(DTYPES)}")
+        raise OptionError(f"dtype is {dtype!r}; known are {sorted(DTYPES)}")
     weights = {
         name: value.detach().to("cpu", DTYPES[dtype]).contiguous()
         for name, value in model.state_dict().items()
     }
     for name, value in weights.items():
         if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"tensor {name} has values that {dtype} cannot hold, or NaN")
+            raise OptionError(f"tensor {name} has values that {dtype} cannot hold, or NaN")
     config, generation = model.config.to_model_config(), dict(generation or {})
     end = None if tokenizer is None else tokenizer.token_to_id(END_OF_TEXT)
     if end is not None:

@@ -1,8 +1,8 @@
-"""WKV-4 and LIF as torch operators, and their plain-torch twins.
+"""WKV-4, LIF and token shift as torch operators, and their plain-torch twins.
 
 ``wkv4`` and ``lif`` run the fused kernels of the engine crate on CPU in float32; ``naive_wkv4`` and
-``naive_lif`` are the same mathematics as a loop over tokens in plain torch, on any device and in any
-floating type, with gradients by autograd. The twins are the reference and the fallback.
+``naive_lif`` are the same mathematics as a loop over tokens in plain torch, on any device and in
+any floating type, with gradients by autograd. The twins are the reference and the fallback.
 
 Both take an optional initial state and return the final one, so a long text can be cut into chunks:
 gradients of chained chunks are those of the whole.
@@ -11,7 +11,7 @@ gradients of chained chunks are those of the whole.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -86,14 +86,13 @@ def _(
     )
 
 
-def _wkv4_save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _wkv4_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _wkv4_grad(
-    ctx: torch.autograd.function.FunctionCtx, gy: Tensor, gstate_out: Tensor
-) -> tuple[Tensor, ...]:
-    return _wkv4_backward_op(*ctx.saved_tensors, gy, gstate_out)
+def _wkv4_grad(ctx: Any, gy: Tensor, gstate_out: Tensor) -> tuple[Tensor, ...]:
+    grads: tuple[Tensor, ...] = _wkv4_backward_op(*ctx.saved_tensors, gy, gstate_out)
+    return grads
 
 
 _wkv4_op.register_autograd(_wkv4_grad, setup_context=_wkv4_save)
@@ -129,20 +128,17 @@ def _lif_backward_op(
 
 
 @_lif_backward_op.register_fake
-def _(
-    x: Tensor, membrane: Tensor, gspikes: Tensor, gmembrane_out: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, membrane: Tensor, gspikes: Tensor, gmembrane_out: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), membrane.new_empty(membrane.shape)
 
 
-def _lif_save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _lif_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _lif_grad(
-    ctx: torch.autograd.function.FunctionCtx, gspikes: Tensor, gmembrane_out: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _lif_backward_op(*ctx.saved_tensors, gspikes, gmembrane_out)
+def _lif_grad(ctx: Any, gspikes: Tensor, gmembrane_out: Tensor) -> tuple[Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor] = _lif_backward_op(*ctx.saved_tensors, gspikes, gmembrane_out)
+    return grads
 
 
 _lif_op.register_autograd(_lif_grad, setup_context=_lif_save)
@@ -189,14 +185,12 @@ def _(
     return x.new_empty(x.shape), last.new_empty(last.shape), x.new_empty(len(mixes), x.shape[2])
 
 
-def _mix_save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list) -> None:
+def _mix_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     x, last, mixes, _ = inputs
     ctx.save_for_backward(x, last, *mixes)
 
 
-def _mix_grad(
-    ctx: torch.autograd.function.FunctionCtx, gout: list[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor], None]:
+def _mix_grad(ctx: Any, gout: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], None]:
     x, last, *mixes = ctx.saved_tensors
     gx, glast, gmixes = _mix_backward_op(x, last, mixes, gout)
     return gx, glast, list(gmixes), None
@@ -208,7 +202,7 @@ _mix_op.register_autograd(_mix_grad, setup_context=_mix_save)
 def token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
     """Mix each token with its predecessor, once per mix vector.
 
-    ``out[j] = mixes[j] * x[t] + (1 - mixes[j]) * x[t - 1]``; ``last`` stands before the first token.
+    ``out[j] = mixes[j] * x[t] + (1 - mixes[j]) * x[t - 1]``; ``last`` precedes the first token.
 
     Args:
         x: ``[batch, time, channels]``.
@@ -224,7 +218,9 @@ def token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
     autocast = torch.is_autocast_enabled("cpu")
     half = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
     dtype = torch.bfloat16 if half else torch.float32
-    return _mix_op(x.float(), last.float(), [mix.flatten() for mix in mixes], dtype)
+    vectors = [mix.flatten() for mix in mixes]
+    mixed: list[Tensor] = _mix_op(x.float(), last.float(), vectors, dtype)
+    return mixed
 
 
 def naive_token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
@@ -255,7 +251,8 @@ def wkv4(
         return naive_wkv4(w.float(), u.float(), k.float(), v.float(), state)
     if state is None:
         state = empty_wkv_state(k.shape[0], k.shape[2], k.float().detach())
-    return _wkv4_op(w.float(), u.float(), k.float(), v.float(), state)
+    result: tuple[Tensor, Tensor] = _wkv4_op(w.float(), u.float(), k.float(), v.float(), state)
+    return result
 
 
 def lif(x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -273,26 +270,29 @@ def lif(x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return naive_lif(x.float(), membrane)
     if membrane is None:
         membrane = torch.zeros(x.shape[0], x.shape[2])
-    return _lif_op(x.float(), membrane)
+    result: tuple[Tensor, Tensor] = _lif_op(x.float(), membrane)
+    return result
 
 
 class _ATanStep(torch.autograd.Function):
     """Heaviside step forward (1 where ``z >= 0``), ``1 / (1 + (pi z)^2)`` backward."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
         return (z >= 0).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return grad / (1 + (math.pi * z) ** 2)
+        surrogate: Tensor = grad / (1 + (math.pi * z) ** 2)
+        return surrogate
 
 
 def atan_step(z: Tensor) -> Tensor:
     """Spike where ``z >= 0``, with the ATan surrogate gradient of alpha 2 (Fang et al. 2021)."""
-    return _ATanStep.apply(z)
+    spikes: Tensor = _ATanStep.apply(z)
+    return spikes
 
 
 def naive_wkv4(
@@ -328,114 +328,3 @@ def naive_lif(
         v = h * (1 - spike)
         spikes.append(spike)
     return torch.stack(spikes, dim=1), v
-
-
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, l2wrap: float, tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Turn ``logits`` ``[n, vocab]`` into their gradient, in place.
-
-    Returns the sum of the cross entropies, and the gradient of the mean over ``tokens`` tokens.
-    """
-    top, argmax = logits.max(dim=-1, keepdim=True)
-    chosen = logits.gather(-1, targets[:, None])
-    grad = logits.sub_(top).exp_()
-    total = grad.sum(dim=-1, keepdim=True)
-    loss = (total.log() + top - chosen).sum()
-    grad.mul_(1 / (tokens * total))
-    grad.scatter_add_(-1, targets[:, None], grad.new_full((len(targets), 1), -1 / tokens))
-    grad.scatter_add_(-1, argmax, top * (l2wrap / tokens))
-    return loss, grad
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Head and loss together, a few hundred tokens at a time.
-
-    The gradients are made in the forward pass, while a chunk's logits are in the cache: neither
-    logits nor probabilities of the whole batch ever exist.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        l2wrap: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        tokens = len(targets)
-        ghidden, gweight = torch.empty_like(hidden), torch.zeros_like(weight)
-        weight, loss = weight.to(dtype), hidden.new_zeros(())
-        for rows in range(0, tokens, _HEAD_CHUNK):
-            chunk = slice(rows, rows + _HEAD_CHUNK)
-            inputs = hidden[chunk].to(dtype)
-            logits = (inputs @ weight.t()).to(hidden.dtype)
-            part, grad = _cross_entropy(logits, targets[chunk], l2wrap, tokens)
-            loss += part
-            grad = grad.to(dtype)
-            ghidden[chunk] = grad @ weight
-            gweight += grad.t() @ inputs
-        ctx.save_for_backward(ghidden, gweight)
-        return loss / tokens
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        ghidden, gweight = ctx.saved_tensors
-        return grad * ghidden, grad * gweight, None, None, None
-
-
-_HEAD_CHUNK = 512  # tokens; 8 MB of logits at a vocabulary of 4096
-
-
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1e-4) -> Tensor:
-    """Mean cross entropy of ``hidden @ weight.T`` in nats, with L2Wrap.
-
-    L2Wrap (RWKV-LM) adds ``l2wrap * max_logit / tokens`` to the gradient of every position's largest
-    logit, which pulls it towards 0, and leaves the loss value alone. It scales with the incoming
-    gradient, so it keeps its proportion under gradient accumulation.
-
-    Args:
-        hidden: ``[..., channels]``.
-        weight: ``[vocab, channels]``.
-        targets: ``[...]``, int64.
-        l2wrap: 0 turns it off.
-    """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    with torch.autocast(kind, enabled=False):
-        flat = hidden.flatten(0, -2)
-        loss: Tensor = _HeadLoss.apply(flat, weight, targets.flatten(), l2wrap, dtype)
-    return loss
-
-
-class _L2Wrap(torch.autograd.Function):
-    """Identity on the loss; adds to the logits' gradient, see ``head_loss``."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, loss: Tensor, logits: Tensor, strength: float
-    ) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.strength = strength  # type: ignore[attr-defined]
-        return loss.clone()
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
-        (logits,) = ctx.saved_tensors
-        top, argmax = logits.max(dim=-1, keepdim=True)
-        scale = grad * ctx.strength / top.numel()  # type: ignore[attr-defined]
-        return grad, torch.zeros_like(logits).scatter_(-1, argmax, top * scale), None
-
-
-def naive_head_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1e-4
-) -> Tensor:
-    """Do what ``head_loss`` does, with all logits at once and torch's cross entropy."""
-    logits = torch.nn.functional.linear(hidden, weight)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
-    return _L2Wrap.apply(loss, logits, l2wrap)

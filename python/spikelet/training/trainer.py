@@ -6,7 +6,7 @@ A run is a folder. Its files are written to a temporary name and renamed, so wha
       tokenizer.json, training/config.json    how it was started
       training/train_log.csv                  one line per log interval and validation
       training/samples.txt                    text drawn at each validation
-      training/step-00001234/                 checkpoint: model, optimizer (safetensors), state (json)
+      training/step-00001234/                 checkpoint: two safetensors and state.json
 
 A run stopped at any moment and resumed continues with the numbers it would have had: the data order
 is a function of the position, and the checkpoint holds the optimiser and torch's random state.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from spikelet.training.config import SpikeGPTConfig, TrainerConfig
@@ -61,7 +62,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainerConfig) -> torch.optim
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), fused=True, **common)
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() == 2 and name != "emb.weight" else rest).append(parameter)
     groups = [
@@ -181,7 +183,7 @@ class Trainer:
             state = json.loads((folder / "state.json").read_text())
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise TrainingError(f"{folder}: not a whole checkpoint: {error}") from error
         saved = state["trainer_config"]
         for name in ("seed", "optimizer"):

@@ -2,9 +2,10 @@
 //!
 //! Arrays are float32 and C-contiguous. `spikelet.training.ops` wraps these for torch.
 
-use numpy::{Element, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
+use numpy::ndarray::Dimension;
+use numpy::{Element, PyArray, PyReadonlyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
 use numpy::{PyArray3, PyUntypedArrayMethods};
-use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
+use numpy::{PyReadwriteArray, PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use spikelet::ops::{self, LifOutputGrads, MixGrads, OpError, SeqDims, WkvGrads, WkvInputs};
@@ -18,23 +19,47 @@ fn refused(error: OpError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-fn not_contiguous<E: std::fmt::Display>(error: E) -> PyErr {
-    PyValueError::new_err(format!("arrays must be C-contiguous float32: {error}"))
+/// NumPy calls Fortran order contiguous too, and a slice of it would have its axes swapped.
+fn c_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
+    if array.is_c_contiguous() {
+        return Ok(());
+    }
+    Err(PyValueError::new_err("arrays must be C-contiguous"))
 }
 
-/// Borrows an array (or an optional one) as a slice.
+fn not_contiguous<E: std::fmt::Display>(error: E) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn read<'a, T: Element, D: Dimension>(array: &'a PyReadonlyArray<'_, T, D>) -> PyResult<&'a [T]> {
+    c_order(array)?;
+    array.as_slice().map_err(not_contiguous)
+}
+
+fn write<'a, T: Element, D: Dimension>(array: &'a mut PyReadwriteArray<'_, T, D>) -> PyResult<&'a mut [T]> {
+    c_order(array)?;
+    array.as_slice_mut().map_err(not_contiguous)
+}
+
+/// Borrows an array, an optional one or a list of them as slices.
 macro_rules! slice {
     ($array:ident) => {
-        $array.as_slice().map_err(not_contiguous)?
+        read(&$array)?
     };
     (mut $array:ident) => {
-        $array.as_slice_mut().map_err(not_contiguous)?
+        write(&mut $array)?
     };
     (opt $array:ident) => {
-        $array.as_ref().map(|a| a.as_slice().map_err(not_contiguous)).transpose()?
+        $array.as_ref().map(read).transpose()?
     };
     (opt mut $array:ident) => {
-        $array.as_mut().map(|a| a.as_slice_mut().map_err(not_contiguous)).transpose()?
+        $array.as_mut().map(write).transpose()?
+    };
+    (all $arrays:ident) => {
+        $arrays.iter().map(read).collect::<PyResult<Vec<_>>>()?
+    };
+    (all mut $arrays:ident) => {
+        $arrays.iter_mut().map(write).collect::<PyResult<Vec<_>>>()?
     };
 }
 
@@ -148,16 +173,6 @@ pub enum MixOutputGrads<'py> {
     Bf16(Vec<PyReadonlyArray3<'py, u16>>),
 }
 
-/// Borrows a list of arrays as a list of slices.
-macro_rules! slices {
-    ($arrays:ident) => {
-        $arrays.iter().map(|a| a.as_slice().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
-    };
-    (mut $arrays:ident) => {
-        $arrays.iter_mut().map(|a| a.as_slice_mut().map_err(not_contiguous)).collect::<PyResult<Vec<_>>>()?
-    };
-}
-
 /// Token shift and mix: `out[j] = mixes[j] * x + (1 - mixes[j]) * previous x`.
 #[pyfunction]
 #[pyo3(signature = (x, last, mixes, out, *, threads=1))]
@@ -170,14 +185,14 @@ pub fn mix_forward(
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&x);
-    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    let (x, last, mixes) = (slice!(x), slice!(last), slice!(all mixes));
     match out {
         MixOutputs::F32(mut out) => {
-            let mut out = slices!(mut out);
+            let mut out = slice!(all mut out);
             py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
         }
         MixOutputs::Bf16(mut out) => {
-            let mut out = slices!(mut out);
+            let mut out = slice!(all mut out);
             py.detach(|| ops::mix_forward(dims, x, last, &mixes, &mut out, threads))
         }
     }
@@ -200,15 +215,15 @@ pub fn mix_backward(
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&x);
-    let (x, last, mixes) = (slice!(x), slice!(last), slices!(mixes));
+    let (x, last, mixes) = (slice!(x), slice!(last), slice!(all mixes));
     let grads = MixGrads { x: slice!(mut gx), last: slice!(mut glast), mixes: slice!(mut gmixes) };
     match gout {
         MixOutputGrads::F32(gout) => {
-            let gout = slices!(gout);
+            let gout = slice!(all gout);
             py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
         }
         MixOutputGrads::Bf16(gout) => {
-            let gout = slices!(gout);
+            let gout = slice!(all gout);
             py.detach(|| ops::mix_backward(dims, x, last, &mixes, &gout, grads, threads))
         }
     }

@@ -18,8 +18,10 @@ const SMALL_PRODUCT: usize = 32 << 10;
 const PANELS_AT_ONCE: usize = 4;
 /// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.
 const TASKS_PER_THREAD: usize = 4;
-/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read more slowly.
-const SPARSE_SHARE: (usize, usize) = (3, 4);
+/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at less than
+/// half the speed. Where arithmetic takes longer than memory, nearly any share pays.
+const SPARSE_SHARE: (usize, usize) = (2, 5);
+const SPARSE_SHARE_BUSY: (usize, usize) = (3, 4);
 
 /// Execution context: an instruction set and a pool of threads. Shared by all passes over a model, also from several threads at once.
 ///
@@ -125,7 +127,13 @@ impl Cpu {
         }
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
-            let most = width * SPARSE_SHARE.0 / SPARSE_SHARE.1;
+            let busy = n > STREAM_TOKENS / 2 && w.format().bytes_per_weight() <= 2;
+            let share = if busy {
+                SPARSE_SHARE_BUSY
+            } else {
+                SPARSE_SHARE
+            };
+            let most = width * share.0 / share.1;
             let Some(picked) = scratch.picks.find(x, n, width, most) else {
                 return false;
             };

@@ -1,8 +1,8 @@
 """SpikeGPT (Zhu et al. 2023, arXiv 2302.13939) as a torch module.
 
 An RWKV-4 whose blocks speak in spikes: what attention (``att``, WKV-4) and the feed-forward part
-(``ffn``, squared ReLU) give back passes through leaky integrate-and-fire neurons before it joins the
-residual stream. The time step of a neuron is the token.
+(``ffn``, squared ReLU) give back passes through leaky integrate-and-fire neurons before it joins
+the residual stream. The time step of a neuron is the token.
 
     x = ln0(emb)                                   emb binary (``spike_embedding``) or real
     x = x + lif1(att(ln1(x)));  x = x + lif2(ffn(ln2(x)))       per block
@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikelet.training import ops
+from spikelet.training import loss, ops
 from spikelet.training.config import SpikeGPTConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
 
 class LayerState(NamedTuple):
     """What one block carries from token to token."""
@@ -76,6 +77,7 @@ class TimeMix(nn.Module):
         self.output = nn.Linear(channels, channels, bias=False)
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output ``[batch, time, channels]`` and the WKV state after it."""
         mix = ops.token_mix if self.fused else ops.naive_token_mix
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         xk, xv, xr = mix(x, shift, mixes)
@@ -100,10 +102,12 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, channels, bias=False)
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """Return the output, ``[batch, time, channels]``."""
         mix = ops.token_mix if self.fused else ops.naive_token_mix
         xk, xr = mix(x, shift, (self.time_mix_k, self.time_mix_r))
         k = torch.relu(self.key(xk))
-        return torch.sigmoid(self.receptance(xr)) * self.value(k * k)
+        gated: Tensor = torch.sigmoid(self.receptance(xr)) * self.value(k * k)
+        return gated
 
 
 class Block(nn.Module):
@@ -128,14 +132,14 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState, spikes: list[Tensor] | None = None
     ) -> tuple[Tensor, LayerState]:
+        """Return the residual stream after the block, and the block's state after it."""
         if self.ln0 is not None:
             x = self.ln0(x)
         normed, wkv = self.ln1(x), state.wkv
-        if self.att is not None:
-            current, wkv = self.att(normed, state.att_shift, wkv)
-        else:
-            assert self.ffnPre is not None
+        if self.ffnPre is not None:
             current = self.ffnPre(normed, state.att_shift)
+        elif self.att is not None:
+            current, wkv = self.att(normed, state.att_shift, wkv)
         spikes1, membrane1 = self.lif(current, state.membrane1)
         x = x + spikes1
         att_shift, normed = normed[:, -1], self.ln2(x)
@@ -165,9 +169,9 @@ class SpikeGPT(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the matrices as the authors do (time_* are set where they are made).
 
-        Orthogonal with gain sqrt(rows / columns) where that exceeds 1; the embedding tiny; half gain
-        for the head; zero for what a layer starts silent with: att.key, att.receptance, att.output,
-        ffn.receptance and ffn.value.
+        Orthogonal with gain sqrt(rows / columns) where that exceeds 1; the embedding tiny; half
+        gain for the head; zero for what a layer starts silent with: att.key, att.receptance,
+        att.output, ffn.receptance and ffn.value.
         """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear):
@@ -220,12 +224,12 @@ class SpikeGPT(nn.Module):
         if targets is None:
             logits: Tensor = self.head(hidden)
             return logits
-        loss = ops.head_loss if self.config.fused else ops.naive_head_loss
-        return loss(hidden, self.head.weight, targets, self.config.l2wrap)
+        head_loss = loss.head_loss if self.config.fused else loss.naive_head_loss
+        return head_loss(hidden, self.head.weight, targets, self.config.l2wrap)
 
     @torch.no_grad()
     def firing_rates(self, ids: Tensor) -> list[float]:
-        """Return the share of ones of every neuron layer over ``ids``, in the order of ``hidden``."""
+        """Return the share of ones of every neuron layer, in the order of ``hidden``'s spikes."""
         spikes: list[Tensor] = []
         self.hidden(ids, spikes=spikes)
         return [float(layer.mean()) for layer in spikes]

@@ -1,0 +1,202 @@
+"""`spikelet doctor`: what this installation runs on, why, and whether it computes right."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ctypes.util
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spikelet.cli.terminal import Output, stdout
+
+EPILOG = """\
+The self-test compares logits with stored ones, bit for bit, on every instruction set of this CPU.
+Exit code 1 if it fails.
+
+examples:
+  spikelet doctor
+  spikelet doctor --json > report.json
+"""
+# What matters for the kernels, of the flags that Linux names.
+_FLAGS = "sse4_2 avx f16c fma avx2 avx512f avx512bw avx512vl avx512_vnni avx512_bf16".split()  # noqa: SIM905
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help="test with this model (default: the bundled one)"
+    )
+    parser.add_argument("--json", action="store_true", help="the report as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
+    report = examine(args.model)
+    out = stdout()
+    if args.json:
+        out.line(json.dumps(report, ensure_ascii=False, default=str))
+    else:
+        show(report, out)
+    return 0 if report["ok"] else 1
+
+
+def examine(model: str | None) -> dict[str, Any]:
+    """Everything that the command reports."""
+    import numpy as np
+
+    import spikelet
+    from spikelet import _spikelet
+
+    features = spikelet.cpu_features()
+    report: dict[str, Any] = {
+        "versions": {
+            "spikelet": spikelet.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "system": platform.platform(),
+        },
+        "paths": {
+            "python": sys.executable,
+            "package": str(Path(spikelet.__file__).parent),
+            "extension": str(_spikelet.__file__),
+            "home": str(spikelet.home()),
+        },
+        "cpu": {**features, "model": cpu_model(), "flags": cpu_flags()},
+        "environment": {
+            name: os.environ[name]
+            for name in ("SPIKELET_ISA", "SPIKELET_HOME", "SPIKELET_DEBUG")
+            if name in os.environ
+        },
+        "gpu": find_gpus(),
+    }
+    report["self_test"] = self_test(model, features["levels"])
+    report["ok"] = features["chosen"] is not None and report["self_test"]["ok"]
+    return report
+
+
+def self_test(model: str | None, levels: list[str]) -> dict[str, Any]:
+    """The outcome on every level; a model that cannot be found is a failed test."""
+    import spikelet
+    from spikelet.cli.selftest import run_levels
+
+    try:
+        path = spikelet.find_model(model)
+        outcomes = run_levels(path, levels)
+    except (spikelet.SpikeletError, OSError, ValueError, KeyError) as error:
+        return {"ok": False, "error": str(error), "levels": []}
+    return {
+        "ok": all(outcome.ok for outcome in outcomes),
+        "model": str(path),
+        "levels": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """What the processor can do, as far as kernels care."""
+    flags = _cpuinfo().get("flags", "").split()
+    return [flag for flag in _FLAGS if flag in flags]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def find_gpus() -> dict[str, Any]:
+    """What the NVIDIA driver says, asked through its own library; having none is no error."""
+    name = ctypes.util.find_library("cuda") or "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return {"driver": None, "devices": []}
+    try:
+        count = ctypes.c_int()
+        status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+        if status:
+            return {
+                "driver": name,
+                "devices": [],
+                "error": f"the driver answers with code {status}",
+            }
+        return {"driver": name, "devices": [_gpu_name(driver, i) for i in range(count.value)]}
+    except AttributeError as error:
+        return {"driver": name, "devices": [], "error": str(error)}
+
+
+def _gpu_name(driver: Any, index: int) -> str:
+    device = ctypes.c_int()
+    buffer = ctypes.create_string_buffer(256)
+    if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(
+        buffer, 256, device
+    ):
+        return "unknown"
+    return buffer.value.decode(errors="replace")
+
+
+def show(report: dict[str, Any], out: Output) -> None:
+    """The report for people."""
+
+    def section(title: str) -> None:
+        out.line(out.paint(title, "bold"))
+
+    def row(name: str, value: object) -> None:
+        out.line(f"  {name:14}{value}")
+
+    versions, cpu, gpu = report["versions"], report["cpu"], report["gpu"]
+    section(f"spikelet {versions['spikelet']}")
+    row("python", f"{versions['python']}, numpy {versions['numpy']}")
+    row("system", versions["system"])
+    for name in ("package", "home"):
+        row(name, report["paths"][name])
+    for name, value in report["environment"].items():
+        row(name, value)
+    section("cpu")
+    row("model", cpu["model"])
+    row("features", " ".join(cpu["flags"]) or "unknown")
+    row("kernels", ", ".join(cpu["levels"]))
+    row("used", f"{cpu['chosen'] or 'none'}: {cpu['reason']}")
+    row("threads", thread_reason(cpu))
+    section("gpu")
+    if gpu["devices"]:
+        row("seen", ", ".join(gpu["devices"]))
+    elif gpu["driver"]:
+        row("seen", f"none ({gpu.get('error', 'the driver finds no device')})")
+    else:
+        row("seen", "none (no NVIDIA driver)")
+    row("used", "no: this version computes on the CPU")
+    section("self-test")
+    test = report["self_test"]
+    if "error" in test:
+        row(out.paint("failed", "red", "bold"), test["error"])
+    for level in test["levels"]:
+        mark = out.paint("ok    ", "green") if level["ok"] else out.paint("FAILED", "red", "bold")
+        row(level["level"], f"{mark}  {level['detail']}")
+    verdict = "everything is well" if report["ok"] else "something is wrong"
+    out.line(out.paint(verdict, "green" if report["ok"] else "red", "bold"))
+
+
+def thread_reason(cpu: dict[str, Any]) -> str:
+    """How many threads a model gets unless told otherwise, and why."""
+    physical, logical = cpu["physical_cores"], cpu["logical_cores"]
+    if physical < logical:
+        return (
+            f"{physical}: one for each physical core; the {logical} logical ones share their units"
+        )
+    return f"{physical}: one for each core"

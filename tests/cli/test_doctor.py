@@ -1,0 +1,147 @@
+"""`spikelet doctor`: the report, and a self-test that can fail."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spikelet
+from spikelet.cli import doctor
+from spikelet.cli.selftest import FILE_NAME, compute, run_levels
+
+from .conftest import make_model
+from .helpers import Cli
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> Path:
+    """A model with stored logits."""
+    folder = make_model(tmp_path / "answered")
+    answer = compute(folder, list(range(0, 200, 9)))
+    (folder / FILE_NAME).write_text(json.dumps(answer))
+    return folder
+
+
+def test_every_level_gives_the_stored_bits(cli: Cli, answered: Path) -> None:
+    result = cli("doctor", "--model", answered)
+    assert result.code == 0, result.out
+    assert "everything is well" in result.out
+    for level in spikelet.cpu_features()["levels"]:
+        assert any(
+            line.split()[:2] == [level, "ok"] and "the stored logits" in line
+            for line in result.out.splitlines()
+        )
+    assert "this version computes on the CPU" in result.out
+    assert "\x1b" not in result.out
+
+
+def test_without_stored_logits_the_levels_judge_each_other(model_folder: Path) -> None:
+    outcomes = run_levels(model_folder, spikelet.cpu_features()["levels"])
+    assert all(outcome.ok for outcome in outcomes)
+    assert len({outcome.digest for outcome in outcomes}) == 1
+
+
+def test_wrong_logits_are_found(cli: Cli, answered: Path) -> None:
+    answer = json.loads((answered / FILE_NAME).read_text())
+    answer["logits_sha256"] = "0" * 64
+    answer["last_logits"][0] = (1.5).hex()
+    (answered / FILE_NAME).write_text(json.dumps(answer))
+    result = cli("doctor", "--model", answered)
+    assert result.code == 1
+    assert "FAILED" in result.out
+    assert "needed 1.5" in result.out
+    assert "something is wrong" in result.out
+
+
+def test_one_changed_weight_is_found(answered: Path) -> None:
+    weights = bytearray((answered / "model.safetensors").read_bytes())
+    weights[-1] ^= 1 << 2
+    (answered / "model.safetensors").write_bytes(weights)
+    assert not any(outcome.ok for outcome in run_levels(answered, ["portable"]))
+
+
+def test_a_level_that_cannot_run_is_reported(answered: Path) -> None:
+    (outcome,) = run_levels(answered, ["mmx"])
+    assert not outcome.ok
+    assert "mmx" in outcome.detail
+
+
+def test_json(cli: Cli, answered: Path) -> None:
+    report = json.loads(cli("doctor", "--model", answered, "--json").out)
+    assert report["ok"] is True
+    assert report["versions"]["spikelet"] == spikelet.__version__
+    assert report["cpu"]["physical_cores"] >= 1
+    assert report["cpu"]["chosen"] in report["cpu"]["levels"]
+    assert [level["level"] for level in report["self_test"]["levels"]] == report["cpu"]["levels"]
+
+
+def test_a_forced_level_is_named(cli: Cli, answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKELET_ISA", "portable")
+    out = cli("doctor", "--model", answered).out
+    (line,) = (
+        line for line in out.splitlines() if line.strip().startswith("used") and "CPU" not in line
+    )
+    assert "portable" in line
+    assert "SPIKELET_ISA" in line
+
+
+def test_an_impossible_level_fails(
+    cli: Cli, answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIKELET_ISA", "mmx")
+    result = cli("doctor", "--model", answered)
+    assert result.code == 1
+    assert "mmx" in result.out
+
+
+def test_a_missing_model_fails_with_the_reason(cli: Cli, tmp_path: Path) -> None:
+    result = cli("doctor", "--model", tmp_path / "nowhere")
+    assert result.code == 1
+    assert "nowhere" in result.out
+
+
+class FakeDriver:
+    """Two devices, as the driver's library would tell."""
+
+    def __init__(self, status: int = 0) -> None:
+        self._status = status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self._status
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, buffer: Any, size: int, device: Any) -> int:  # noqa: N802
+        buffer.value = f"Device {device.value}".encode()
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices"),
+    [(FakeDriver(), ["Device 0", "Device 1"]), (FakeDriver(status=100), []), (object(), [])],
+)
+def test_gpus_are_counted_and_never_an_error(
+    monkeypatch: pytest.MonkeyPatch, driver: object, devices: list[str]
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    found = doctor.find_gpus()
+    assert found["devices"] == devices
+    assert ("error" in found) == (not devices)
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert doctor.find_gpus() == {"driver": None, "devices": []}

@@ -1,0 +1,106 @@
+"""The model folder that training leaves for the engine, and the command that makes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from spikelet.cli import train  # noqa: E402
+from spikelet.errors import OptionError  # noqa: E402
+from spikelet.training import DataError, SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402
+from training.tiny import text_file, tiny_trainer  # noqa: E402
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_an_exported_folder_holds_the_model(tmp_path: Path, dtype: str) -> None:
+    trainer = tiny_trainer(tmp_path)
+    out = tmp_path / "model"
+    export_model(trainer.model, out, trainer.tokenizer, dtype, {"temperature": 0.8})
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "tokenizer.json", "generation_config.json",
+    }  # fmt: skip
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"temperature": 0.8, "eos_token_id": 0}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 0)
+    model = SpikeGPT(SpikeGPTConfig.from_model_config(config))
+    weights = load_file(out / "model.safetensors")
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    kind = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype]
+    for name, value in trainer.model.state_dict().items():
+        assert weights[name].dtype == kind
+        assert torch.equal(weights[name], value.to(kind)), name
+
+
+def test_values_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    model = SpikeGPT(SpikeGPTConfig(10, 8, "RWKV", 1, 4))
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"tensor head\.weight has values that f16 cannot hold"):
+        export_model(model, tmp_path, dtype="f16")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        export_model(model, tmp_path, dtype="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def command(text: Path, out: Path, *options: str) -> int:
+    parser = argparse.ArgumentParser()
+    train.configure(parser)
+    return train.run(parser.parse_args([str(text), "--out", str(out), *options]))
+
+
+SMALL = [
+    *("--n-layer=1", "--n-embd=16", "--ctx-len=16", "--vocab-size=280", "--no-spike-embedding"),
+    *("--batch-size=2", "--max-tokens=320", "--warmup-tokens=32", "--betas", "0.9", "0.95"),
+    *("--sample-tokens=3", "--valid-every=10"),
+]
+
+
+def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
+    text, out = text_file(tmp_path), tmp_path / "out"
+    assert command(text, out, *SMALL, "--export-dtype=bf16") == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["vocab_size"], config["hidden_size"]) == (280, 16)
+    assert not config["spike_embedding"]
+    assert load_file(out / "model.safetensors")["emb.weight"].dtype == torch.bfloat16
+    settings = json.loads((out / "training" / "config.json").read_text())["trainer"]
+    assert settings["betas"] == [0.9, 0.95]
+    assert settings["learning_rate"] == 1e-3  # the default, untouched
+
+    with pytest.raises(OptionError, match="holds a run already; --resume continues it"):
+        command(text, out, *SMALL)
+    with pytest.raises(OptionError, match="--n-embd was 16 when the run began"):
+        command(text, out, "--resume", "--n-embd=32")
+    resume = ("--resume", "--max-tokens=640", "--valid-every=10")
+    assert command(text, out, *resume) == 0
+    assert (out / "training" / "step-00000020").is_dir()
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    text, out = text_file(tmp_path), tmp_path / "out"
+    with pytest.raises(DataError, match=r"none\.txt: no such text file"):
+        command(tmp_path / "none.txt", out, *SMALL)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(DataError, match=r"bad\.json: not a tokenizer\.json"):
+        command(text, out, *SMALL, "--tokenizer", str(tmp_path / "bad.json"))
+    with pytest.raises(OptionError, match="model_type is 'GPT'"):
+        command(text, out, *SMALL, "--model-type=GPT")
+    with pytest.raises(OptionError, match="holds no checkpoint to resume"):
+        command(text, out, "--resume")
+
+
+def test_every_config_field_is_an_option_with_help() -> None:
+    parser = argparse.ArgumentParser()
+    train.configure(parser)
+    helps = {action.dest: action.help or "" for action in parser._actions}
+    for name in ("n_ffn", "l2wrap", "decay_share", "autocast", "sample_prompt"):
+        assert len(helps[name].partition(" (default")[0]) > 10, name
+    assert "(default: 0.001)" in helps["learning_rate"]
