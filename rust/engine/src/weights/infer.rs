@@ -131,7 +131,7 @@ fn decide_type(path: &Path, partial: &PartialConfig, options: OpenOptions, sizes
 }
 
 /// Whether the embedding of a SpikeGPT is binary. The authors' inference script makes it so for the 77 characters of enwik8 only; their
-/// training script does for every vocabulary. So it is certain for their own models and asked for otherwise.
+/// training script does for every vocabulary. So for files without a config it is certain for their own models and asked for otherwise.
 fn decide_embedding(path: &Path, partial: &PartialConfig, options: OpenOptions, sizes: &Sizes) -> Result<bool> {
     match (partial.spike_embedding, options.spike_embedding) {
         (Some(said), Some(asked)) if said != asked => Err(Error::Option {
@@ -140,7 +140,8 @@ fn decide_embedding(path: &Path, partial: &PartialConfig, options: OpenOptions, 
             needed: format!("{said}, as the configuration of {} says", path.display()),
         }),
         (Some(found), _) | (None, Some(found)) => Ok(found),
-        (None, None) if sizes.vocab_size == 77 => Ok(true),
+        // A config.json of ours: true is the key's default.
+        (None, None) if partial.model_type.is_some() || sizes.vocab_size == 77 => Ok(true),
         (None, None) if sizes.is_spikegpt_216m() => Ok(false),
         (None, None) => Err(Error::Option {
             name: "spike_embedding".into(),

@@ -6,7 +6,7 @@
 //! - one safetensors file, or one `.pth` file of the original authors, in PyTorch's zip layout or the one before it.
 //!
 //! Files are mapped, never copied, and must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every
-//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert`] turns all of them into a model folder.
+//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert()`] turns all of them into a model folder.
 
 mod convert;
 mod infer;
