@@ -12,7 +12,7 @@ use spikelet_simd::{Level, physical_cores};
 
 use crate::config::Facts;
 use crate::errors::{bad_option, engine};
-use crate::model::open_options;
+use crate::load::open_options;
 
 /// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
 ///
