@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     import spikelet
 
     path = spikelet.find_model(args.model)
-    facts = spikelet.inspect(
-        path, model_type=args.model_type, spike_embedding=args.spike_embedding
-    )
+    facts = spikelet.inspect(path, model_type=args.model_type, spike_embedding=args.spike_embedding)
     out = stdout()
     if args.json:
         out.line(json.dumps(facts, ensure_ascii=False, default=str))
