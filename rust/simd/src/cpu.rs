@@ -13,9 +13,10 @@ use crate::{LANES, Level, Matrix};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Work smaller than this stays on the calling thread: elements of an elementwise operation, and weights times tokens.
+/// Work smaller than this (some 5 to 10 microseconds) stays on the calling thread: elements of an elementwise operation, and
+/// weights times tokens.
 const SMALL_ROWS: usize = 32 << 10;
-const SMALL_PRODUCT: usize = 32 << 10;
+const SMALL_PRODUCT: usize = 128 << 10;
 /// Panels that one task of a streamed product takes at least, so that the kernel can run them side by side.
 const PANELS_AT_ONCE: usize = 4;
 /// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.

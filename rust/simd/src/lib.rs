@@ -12,6 +12,8 @@
 //!   order, cut into blocks of 64 (see [`matmul`]).
 //! - Sums over channels use 16 virtual lanes and one fixed tree; `exp` is our own polynomial (see [`vecops`]).
 //!
+//! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
+//!
 //! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`tile`],
 //! [`matmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!

@@ -45,8 +45,9 @@ struct Shared {
     asleep: AtomicUsize,
     sleep: Mutex<()>,
     bell: Condvar,
-    /// Rung when the last worker leaves a closed run.
+    /// Rung when the last worker leaves a closed run and the caller sleeps: ringing costs a system call.
     left: Condvar,
+    caller_sleeps: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -75,6 +76,7 @@ impl Pool {
             sleep: Mutex::new(()),
             bell: Condvar::new(),
             left: Condvar::new(),
+            caller_sleeps: AtomicBool::new(false),
         });
         let spawn = |i: usize| {
             let shared = Arc::clone(&shared);
@@ -160,12 +162,14 @@ impl Shared {
                 t if t < YIELD => std::thread::yield_now(),
                 _ => {
                     let mut sleep = lock(&self.sleep);
-                    while self.state.load(Acquire) & INSIDE != 0 {
+                    self.caller_sleeps.store(true, SeqCst);
+                    while self.state.load(SeqCst) & INSIDE != 0 {
                         sleep = self
                             .left
                             .wait(sleep)
                             .unwrap_or_else(PoisonError::into_inner);
                     }
+                    self.caller_sleeps.store(false, SeqCst);
                 }
             }
         }
@@ -225,9 +229,9 @@ impl Shared {
     }
 
     fn leave(&self) {
-        let before = self.state.fetch_sub(1, AcqRel);
-        if before & OPEN == 0 && before & INSIDE == 1 {
-            // Orders the bell after the caller's last look; the caller seldom sleeps, and then the bell rings in vain.
+        let before = self.state.fetch_sub(1, SeqCst);
+        if before & OPEN == 0 && before & INSIDE == 1 && self.caller_sleeps.load(SeqCst) {
+            // The lock orders this bell after the caller's last look.
             drop(lock(&self.sleep));
             self.left.notify_all();
         }
@@ -318,6 +322,22 @@ mod tests {
         for _ in 0..4 {
             std::thread::sleep(YIELD * 5);
             count_to(&pool, 50);
+        }
+    }
+
+    #[test]
+    fn a_caller_that_waits_long_is_woken() {
+        let pool = Pool::new(2);
+        let caller = std::thread::current().id();
+        for _ in 0..5 {
+            // A worker's task outlasts spinning and yielding.
+            pool.run(4, &|_| {
+                if std::thread::current().id() != caller {
+                    std::thread::sleep(YIELD * 20);
+                } else {
+                    std::thread::sleep(YIELD);
+                }
+            });
         }
     }
 
