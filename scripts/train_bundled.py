@@ -119,7 +119,7 @@ def export(args: argparse.Namespace) -> None:
     model = load_newest(args.work)
     figures: dict[str, Any] = dict(json.loads((args.work / "baseline.json").read_text()))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for dtype in ("f32", "bf16", "f16"):
+    for dtype in dict.fromkeys(("f32", args.dtype)):
         model.load_state_dict({k: v.to(DTYPES[dtype]).float() for k, v in weights.items()})
         bits = stream_bits(model, data.valid, data.end_of_text)
         figures[f"{dtype}_bits_per_byte"] = bits / data.valid_sizes.bytes

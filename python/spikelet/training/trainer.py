@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,8 @@ class Progress:
     """Windows dealt so far: the position in the data."""
     seconds: float = 0.0
     """Wall time spent in training steps, over all resumes."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the steps since the last log line."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Trainer:
             try:
                 self._write_checkpoint(temporary)
                 temporary.chmod(0o755)
+                shutil.rmtree(target, ignore_errors=True)  # the remains of one that is not whole
                 temporary.rename(target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -203,6 +206,8 @@ class Trainer:
             self.optimizer.state[parameters[name]][key] = value
         self.progress = Progress(**state["progress"])
         self._trim_log()
+        for remains in self.folder.glob(".saving-*"):  # of a process killed while it saved
+            shutil.rmtree(remains)
         return True
 
     # The loop
@@ -213,7 +218,7 @@ class Trainer:
         self._write_config()
         saved_at = logged_at = time.monotonic()
         logged_tokens = self.progress.tokens
-        losses: list[float] = []
+        losses = self.progress.losses
         with self._signals():
             while self.progress.tokens < self.config.max_tokens and not self.stop_requested:
                 loss, norm, rate = self._step()
@@ -223,7 +228,8 @@ class Trainer:
                     speed = (self.progress.tokens - logged_tokens) / max(1e-9, now - logged_at)
                     mean = sum(losses) / len(losses)
                     self._log(mean, norm, rate, speed)
-                    losses, logged_at, logged_tokens = [], now, self.progress.tokens
+                    losses.clear()
+                    logged_at, logged_tokens = now, self.progress.tokens
                 if self.config.eval_interval and step % self.config.eval_interval == 0:
                     self._validate_and_sample()
                     logged_at, logged_tokens = time.monotonic(), self.progress.tokens
