@@ -2,12 +2,13 @@
 
     python benches/decode.py [--quick] [--json FILE]
 
-Every row is the median of rounds in which all measurements of a model alternate, with the bandwidth and the FMA peak
-measured in the same rounds, because machines drift. `share` is what was reached of what the machine gives: bytes of
-weights read per second against read bandwidth (decode), multiply-adds per second against the f32 FMA peak (prefill).
+Every row is the median of rounds in which all measurements of a model alternate, with the
+bandwidth and the FMA peak measured in the same rounds, because machines drift. Shares are what was
+reached of what the machine gives: bytes of weights read per second against read bandwidth (decode),
+multiply-adds per second against the f32 FMA peak (prefill).
 
-Bytes read: rows of `ffn.value` that relu² makes zero are skipped, so a decode step reads less than all weights. The
-share counts only what is read.
+Bytes read: rows of `ffn.value` that relu² makes zero are skipped, so a decode step reads less than
+all weights. The share counts only what is read.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from shapes import RWKV4_169M, SPIKEGPT_216M, Shape, write_random
 
 import spikelet
-from shapes import RWKV4_169M, SPIKEGPT_216M, Shape, write_random
+from spikelet import _spikelet
 
 BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 PROMPT = 512
@@ -70,15 +72,15 @@ def measure(shape: Shape, folder: Path, dtype: str, threads: int, rounds: int, s
     state = model.new_state()
     model.forward(prompt[:8], state, all_logits=False)
     for _ in range(rounds):
-        bandwidth.append(spikelet.measure_read_bandwidth(threads=threads))
-        peak.append(spikelet.measure_fma_peak(threads=threads))
+        bandwidth.append(_spikelet.measure_read_bandwidth(threads))
+        peak.append(_spikelet.measure_fma_peak(threads))
         for i in range(steps):
             token = prompt[i % PROMPT]
             one.append(timed(lambda token=token: model.forward([token], state, all_logits=False)))
             ids = prompt[i % 500 : i % 500 + 4]
             four.append(timed(lambda ids=ids: model.forward(ids, state, all_logits=True)))
         fresh = model.new_state()
-        prefill.append(timed(lambda: model.forward(prompt, fresh, all_logits=False)))
+        prefill.append(timed(lambda fresh=fresh: model.forward(prompt, fresh, all_logits=False)))
 
     pass1, pass4 = statistics.median(one), statistics.median(four)
     prefill_s = statistics.median(prefill)
@@ -142,7 +144,11 @@ def main() -> None:
                         flush=True,
                     )
     if args.json:
-        result = {"machine": cpu_name(), "version": spikelet.__version__, "rows": [asdict(r) for r in rows]}
+        result = {
+            "machine": cpu_name(),
+            "version": spikelet.__version__,
+            "rows": [asdict(row) for row in rows],
+        }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

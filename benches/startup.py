@@ -37,7 +37,9 @@ def medians(code: str) -> list[float]:
     """Medians of the figures that fresh processes print."""
     runs = []
     for _ in range(RUNS):
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
         runs.append([float(figure) for figure in done.stdout.split()])
     return [statistics.median(figures) for figures in zip(*runs, strict=True)]
 

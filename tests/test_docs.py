@@ -17,8 +17,9 @@ def snippets() -> list[tuple[str, str]]:
     """(name, code) of every fenced Python block."""
     found = []
     for page in PAGES:
-        for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            line = page.read_text()[: block.start()].count("\n") + 1
+        text = page.read_text()
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text[: block.start()].count("\n") + 1
             found.append((f"{page.name}:{line}", block[1]))
     return found
 
@@ -32,13 +33,18 @@ def test_snippet(name: str, code: str, tmp_path: Path) -> None:
     if "spikelet.training" in code:
         pytest.importorskip("torch")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "benches" / "README.md"]:
+    others = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/README.md"]
+    for page in [*PAGES, *(ROOT / name for name in others)]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,6 +1,7 @@
 """On a processor without AVX the extension runs, and computes the same bits.
 
-Debian's qemu-user emulates one: an instruction that the processor lacks ends the process with SIGILL.
+Debian's qemu-user emulates one: an instruction that the processor lacks ends the process with
+SIGILL.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,32 @@ import spikelet
 print(time.perf_counter() - start)
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
+
+
+WITHOUT_NUMPY = """
+import sys
+sys.modules["numpy"] = None
+import spikelet
+model = spikelet.load(sys.argv[1], threads=1)
+assert len(model.generate([1], max_new_tokens=4).run().ids) == 4
+for call in (
+    lambda: model.forward([1], model.new_state()),
+    lambda: model.score([1, 2]),
+    lambda: model.trace([1]).spikes,
+    lambda: model.new_state().to_numpy(),
+    lambda: model.new_state({}),
+):
+    try:
+        call()
+    except ImportError as error:
+        assert "numpy" in str(error)
+    else:
+        raise AssertionError
+"""
+
+
+def test_generating_needs_no_numpy(golden: Path) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_NUMPY, golden / "spikegpt-tiny"], check=True)
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,7 @@ def load(
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
     threads: int | None = None,
     model_type: str | None = None,
+    spike_embedding: bool | None = None,
     rescale_every: int | None = None,
 ) -> Model:
     """Loads a model.
@@ -93,6 +94,8 @@ def load(
             are always float32.
         threads: to compute with. None: the number of physical cores. Results do not depend on it.
         model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+        spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do
+            not say.
         rescale_every: compatibility with the authors' SpikeGPT inference script, which halves
             activations after every so many layers (6 there). It changes what the neurons do.
             None: as the model's configuration says, normally not.
@@ -115,5 +118,6 @@ def load(
         dtype=dtype,
         threads=threads,
         model_type=model_type,
+        spike_embedding=spike_embedding,
         rescale_every=rescale_every,
     )

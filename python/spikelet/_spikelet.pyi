@@ -59,6 +59,7 @@ def load_model(
     dtype: str = "auto",
     threads: int | None = None,
     model_type: str | None = None,
+    spike_embedding: bool | None = None,
     rescale_every: int | None = None,
 ) -> Model:
     """Loads a model folder or file: `spikelet.load` without looking for names."""
@@ -69,6 +70,7 @@ def convert(
     *,
     dtype: str | None = None,
     model_type: str | None = None,
+    spike_embedding: bool | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
@@ -80,6 +82,7 @@ def convert(
         dst: the folder to write.
         dtype: format of the matrices: `"f32"`, `"bf16"` or `"f16"`. None keeps every byte.
         model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+        spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
         progress: is called with the bytes written and the bytes to write. What it raises stops the work.
 
     Raises:
@@ -87,7 +90,9 @@ def convert(
         FileError: a file cannot be read or written.
     """
 
-def inspect(path: _Path, *, model_type: str | None = None) -> dict[str, Any]:
+def inspect(
+    path: _Path, *, model_type: str | None = None, spike_embedding: bool | None = None
+) -> dict[str, Any]:
     """What a model's files hold, without loading it: a dict.
 
     Keys: `path`, `model_type`, `config` (dict), `dtype`, `num_parameters`, `file_bytes`, `files` (path, bytes), `tensors`
@@ -97,6 +102,7 @@ def inspect(path: _Path, *, model_type: str | None = None) -> dict[str, Any]:
     Args:
         path: a model folder, a safetensors file or the authors' `.pth` file.
         model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+        spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
 
     Raises:
         FormatError, TokenizerError, UnsupportedError: it is no model that this version reads.
@@ -113,6 +119,16 @@ def cpu_features() -> _CpuFeatures:
 
 def default_options() -> dict[str, Any]:
     """The engine's own value of every option of `Model.generate`: a dict by the option's name."""
+
+def measure_read_bandwidth(threads: int, num_bytes: int = ...) -> float:
+    """Memory read bandwidth in GB/s (1e9 bytes) of `threads` threads that each sum their share of a buffer too large for the
+    caches. For benchmarks.
+    """
+
+def measure_fma_peak(threads: int) -> float:
+    """Peak of f32 fused multiply-adds in GFLOP/s (two per multiply-add) of `threads` threads on the instruction set in use. For
+    benchmarks.
+    """
 
 @final
 class ModelConfig:
@@ -581,6 +597,7 @@ class Session:
 
         Arguments are those of `Model.generate`. What is read and generated is remembered, also the token that stopped it and
         tokens whose text a stop string cut off. A generation that is closed early is remembered as far as it got.
+        Penalties see what this call reads and generates, not what came before.
 
         Raises:
             OptionError: as `Model.generate`; also a session that has read nothing and gets no prompt.

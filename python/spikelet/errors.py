@@ -9,6 +9,7 @@ __all__ = [
     "FileError",
     "FormatError",
     "InternalError",
+    "NotFiniteError",
     "NotFoundError",
     "OptionError",
     "SpikeletError",
@@ -40,6 +41,10 @@ class UnsupportedError(SpikeletError, ValueError):
 
 class StateError(SpikeletError, ValueError):
     """A state or session belongs to another model, is broken, or is in use at the moment."""
+
+
+class NotFiniteError(SpikeletError, ArithmeticError):
+    """Logits are not numbers, or options have made the greatest of them infinite."""
 
 
 class FileError(SpikeletError, OSError):

@@ -23,8 +23,9 @@ def naive_layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Ar
 def naive_wkv4(decay: Array, first: Array, k: Array, v: Array) -> Array:
     """RWKV-4's weighted average of values, [T, C] (RWKV paper, equation 14).
 
-    The weight of token i in the sum at token t is exp(k_i + (t - 1 - i) * decay), that of t itself exp(k_t + first);
-    decay [C] is negative. Sums are scaled by the largest exponent, so nothing overflows.
+    The weight of token i in the sum at token t is exp(k_i + (t - 1 - i) * decay), that of t itself
+    exp(k_t + first); decay [C] is negative. Sums are scaled by the largest exponent, so nothing
+    overflows.
     """
     tokens, channels = k.shape
     out = np.empty((tokens, channels))

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+import spikelet  # noqa: E402
 from spikelet.cli import train  # noqa: E402
 from spikelet.errors import OptionError  # noqa: E402
 from spikelet.training import DataError, SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402
@@ -104,3 +105,26 @@ def test_every_config_field_is_an_option_with_help() -> None:
     for name in ("n_ffn", "l2wrap", "decay_share", "autocast", "sample_prompt"):
         assert len(helps[name].partition(" (default")[0]) > 10, name
     assert "(default: 0.001)" in helps["learning_rate"]
+
+
+@pytest.mark.parametrize("variant", ["RWKV", "RWKV-ffnPre"])
+@pytest.mark.parametrize("spike_embedding", [True, False])
+def test_the_engine_computes_what_was_trained(
+    tmp_path: Path, variant: str, spike_embedding: bool
+) -> None:
+    model = SpikeGPT(
+        SpikeGPTConfig(256, 32, variant, 3, 24, n_ffn=40, spike_embedding=spike_embedding)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    export_model(model, tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps(model.config.to_model_config() | {"tokenizer_class": "bytes"})
+    )
+    ids = torch.randint(0, 256, (1, 40))
+    engine = spikelet.load(tmp_path)
+    found = torch.from_numpy(engine.forward(ids[0].tolist(), engine.new_state(), all_logits=True))
+    with torch.no_grad():
+        assert (found - model(ids)[0]).abs().max() < 1e-4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from spikelet.cli.options import add_file_options
 from spikelet.cli.terminal import Progress, UsageError, human_bytes, stdout
 
 EPILOG = """\
@@ -25,9 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--dtype", metavar="TYPE", help="f32, bf16 or f16 (default: as it is)")
-    parser.add_argument(
-        "--model-type", metavar="TYPE", help="architecture, where a bare file does not tell"
-    )
+    add_file_options(parser)
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress, no closing line")
 
@@ -46,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             target,
             dtype=args.dtype,
             model_type=args.model_type,
+            spike_embedding=args.spike_embedding,
             progress=lambda done, total: progress.update(done, total=total),
         )
     if not args.quiet:

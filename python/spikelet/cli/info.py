@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from spikelet.cli.options import add_file_options
 from spikelet.cli.terminal import human_bytes, human_count, stdout, table
 
 EPILOG = """\
@@ -25,9 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model folder, .safetensors or .pth file, or a name (default: the bundled model)",
     )
-    parser.add_argument(
-        "--model-type", metavar="TYPE", help="architecture, where a bare file does not tell"
-    )
+    add_file_options(parser)
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     import spikelet
 
     path = spikelet.find_model(args.model)
-    facts = spikelet.inspect(path, model_type=args.model_type)
+    facts = spikelet.inspect(path, model_type=args.model_type, spike_embedding=args.spike_embedding)
     out = stdout()
     if args.json:
         out.line(json.dumps(facts, ensure_ascii=False, default=str))

@@ -59,9 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
         "--threads", type=int, metavar="N", help="threads (default: the physical cores)"
     )
     group.add_argument("--device", metavar="DEVICE", help="where to compute: auto, cpu")
-    group.add_argument(
-        "--model-type", metavar="TYPE", help="architecture, where a bare file does not tell"
-    )
+    add_file_options(group)
     group.add_argument(
         "--rescale-every",
         type=int,
@@ -70,11 +68,24 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     )
 
 
+def add_file_options(group: argparse._ActionsContainer) -> None:
+    """Adds what a bare file of weights may leave open."""
+    group.add_argument(
+        "--model-type", metavar="TYPE", help="architecture, where a bare file does not tell"
+    )
+    group.add_argument(
+        "--spike-embedding",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether a SpikeGPT has a binary embedding, where a bare file does not tell",
+    )
+
+
 def load_model(args: argparse.Namespace) -> Any:
     """The model that the options of `add_model_options` ask for."""
     import spikelet
 
-    names = ("dtype", "threads", "device", "model_type", "rescale_every")
+    names = ("dtype", "threads", "device", "model_type", "spike_embedding", "rescale_every")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return spikelet.load(args.model, **given)
 

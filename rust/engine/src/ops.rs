@@ -3,10 +3,11 @@
 //! They work on contiguous row-major f32 slices and know nothing of autograd: a framework calls
 //! the forward, keeps the inputs, and calls the backward with the output's gradient.
 
-use spikelet_simd::train;
+use spikelet_simd::train::{self, Run};
 pub use spikelet_simd::train::{
     Bf16Bits, Element, LifOutputGrads, MixGrads, SeqDims, WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs,
 };
+use spikelet_simd::{IsaError, Level};
 
 /// Why an operator refused its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum OpError {
         /// Outputs, or gradients of outputs, given.
         outputs: usize,
     },
+    /// The environment asks for an instruction set that cannot be used.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
     /// A size of zero, or sizes whose product does not fit the address space.
     #[error("{op}: no tensor can be [{batch}, {time}, {channels}]; each size must be at least 1")]
     Dims {
@@ -48,6 +52,11 @@ pub enum OpError {
         /// Channels asked for.
         channels: usize,
     },
+}
+
+/// `threads` threads (at least the calling one) with the instruction set that the engine uses.
+fn how(threads: usize) -> Result<Run, OpError> {
+    Ok(Run { level: Level::detect()?, threads: threads.max(1) })
 }
 
 /// Names an argument's shape and knows how many elements it has.
@@ -155,7 +164,7 @@ pub fn wkv4_forward(
     check.wkv_inputs(&inputs)?;
     check.length("y", Shape::Full, y.len())?;
     check.optional("state_out", Shape::State, state_out.as_ref().map(|s| s.len()))?;
-    train::wkv4_forward(dims, inputs, y, state_out, threads);
+    train::wkv4_forward(dims, inputs, y, state_out, how(threads)?);
     Ok(())
 }
 
@@ -180,7 +189,7 @@ pub fn wkv4_backward(
     check.length("gk", Shape::Full, grads.k.len())?;
     check.length("gv", Shape::Full, grads.v.len())?;
     check.optional("gstate", Shape::State, grads.state.as_ref().map(|s| s.len()))?;
-    train::wkv4_backward(dims, inputs, gy, gstate_out, grads, threads);
+    train::wkv4_backward(dims, inputs, gy, gstate_out, grads, how(threads)?);
     Ok(())
 }
 
@@ -201,7 +210,7 @@ pub fn lif_forward(
     check.optional("membrane", Shape::Rows, membrane.map(<[f32]>::len))?;
     check.length("spikes", Shape::Full, spikes.len())?;
     check.optional("membrane_out", Shape::Rows, membrane_out.as_ref().map(|m| m.len()))?;
-    train::lif_forward(dims, x, membrane, spikes, membrane_out, threads);
+    train::lif_forward(dims, x, membrane, spikes, membrane_out, how(threads)?);
     Ok(())
 }
 
@@ -225,7 +234,7 @@ pub fn lif_backward(
     check.optional("gmembrane_out", Shape::Rows, grads.membrane_out.map(<[f32]>::len))?;
     check.length("gx", Shape::Full, gx.len())?;
     check.optional("gmembrane", Shape::Rows, gmembrane.as_ref().map(|m| m.len()))?;
-    train::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads);
+    train::lif_backward(dims, x, membrane, grads, gx, gmembrane, how(threads)?);
     Ok(())
 }
 
@@ -245,7 +254,7 @@ pub fn mix_forward<T: Element>(
     let check = Checker::new("mix_forward", dims)?;
     check.mix_inputs(x, last, mixes, out.len())?;
     out.iter().try_for_each(|o| check.length("out", Shape::Full, o.len()))?;
-    train::mix_forward(dims, x, last, mixes, out, threads);
+    train::mix_forward(dims, x, last, mixes, out, how(threads)?);
     Ok(())
 }
 
@@ -277,6 +286,6 @@ pub fn mix_backward<T: Element>(
             needed,
         });
     }
-    train::mix_backward(dims, x, last, mixes, gout, grads, threads);
+    train::mix_backward(dims, x, last, mixes, gout, grads, how(threads)?);
     Ok(())
 }

@@ -233,7 +233,7 @@ fn configurations_that_contradict_the_tensors() {
         ),
         (r#"{"model_type": "rwkv4", "eos_token_id": 256}"#, "eos_token_id is 256, but the vocabulary has 256 tokens"),
         (
-            r#"{"model_type": "spikegpt", "variant": "rwkv-ffnpre"}"#,
+            r#"{"model_type": "spikegpt", "variant": "rwkv-ffnpre", "spike_embedding": true}"#,
             "variant is \"rwkv-ffnpre\", but the tensors are those of \"rwkv\"",
         ),
         (r#"{"model_type": "rwkv4", "alibi": true}"#, "unknown key `alibi`"),

@@ -145,7 +145,7 @@ fn child_safetensors() {
         r#"{"a":{"dtype":"I64","shape":[1,0],"data_offsets":[0,0]},"__metadata__":{"k":"v"}}"#,
         b"",
     ));
-    mutate(1500, &seeds, one_file("m.safetensors"));
+    mutate(1000, &seeds, one_file("m.safetensors"));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn child_pth() {
     let names = ["zip_f32", "zip_bf16", "zip_nested", "legacy_f32", "legacy_f16", "legacy_nested"];
     let mut seeds: Vec<_> = names.map(|n| read(&sample(&format!("{n}.pth")))).to_vec();
     seeds.push(legacy_start());
-    mutate(2000, &seeds, one_file("m.pth"));
+    mutate(1200, &seeds, one_file("m.pth"));
 }
 
 /// Most changes of a file hit its numbers; here the pickle alone is changed, in an archive that stays whole.
@@ -168,7 +168,7 @@ fn child_pickles() {
         b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94(\x8c\x01a\x94K\x01\x8c\x01b\x94]\x94(K\x02G\0\0\0\0\0\0\0\0\x88Neu."
             .to_vec(),
     ];
-    mutate(2000, &seeds, |folder, bytes| {
+    mutate(1200, &seeds, |folder, bytes| {
         let storages: Vec<(String, &[u8])> =
             (0..3).map(|i| (format!("a/data/{i}"), tensors[i].bytes.as_slice())).collect();
         let mut members: Vec<(&str, &[u8])> = storages.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
@@ -198,18 +198,18 @@ fn child_texts() {
     let goldens = std::fs::read_dir(tests_folder().join("golden")).expect("a folder");
     let mut configs: Vec<_> = goldens.map(|e| read(&e.expect("an entry").path().join("config.json"))).collect();
     configs.push(br#"{"model_type":"rwkv","vocab_size":8,"hidden_size":4,"num_hidden_layers":1,"intermediate_size":16,"attention_hidden_size":null,"eos_token_id":[0],"rescale_every":6,"layer_norm_epsilon":1e-5,"tie_word_embeddings":true,"tokenizer_class":"bytes"}"#.to_vec());
-    mutate(3000, &configs, beside("expected_f32.safetensors", "model.safetensors", "config.json"));
+    mutate(800, &configs, beside("expected_f32.safetensors", "model.safetensors", "config.json"));
     let generation =
         br#"{"temperature":0.8,"top_k":40,"top_p":0.9,"stop":["a","b"],"eos_token_id":[0,1],"chat_template":"{{x}}"}"#;
     mutate(
-        2000,
+        400,
         &[generation.to_vec()],
         beside("expected_f32.safetensors", "model.safetensors", "generation_config.json"),
     );
     let names = files::tensors(&sample("expected_f32.safetensors"));
     let map: std::collections::BTreeMap<_, _> = names.iter().map(|t| (t.name.as_str(), "s.safetensors")).collect();
     let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string().into_bytes();
-    mutate(2000, &[index], beside("expected_f32.safetensors", "s.safetensors", "model.safetensors.index.json"));
+    mutate(400, &[index], beside("expected_f32.safetensors", "s.safetensors", "model.safetensors.index.json"));
 }
 
 /// 512 MiB of address space for a child that reads files of a few kilobytes.

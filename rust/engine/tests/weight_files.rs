@@ -8,7 +8,7 @@ use std::path::Path;
 
 use files::{Owned, golden, legacy_pth_of, sample, tensors, zip_pth_of};
 use spikelet::config::{ModelType, SpikeVariant};
-use spikelet::weights::{Checkpoint, Dtype, SafetensorsFile, convert, save_safetensors};
+use spikelet::weights::{Checkpoint, Dtype, OpenOptions, SafetensorsFile, convert, save_safetensors};
 
 const MODELS: [&str; 4] = ["spikegpt-tiny", "spikegpt-tiny-realemb", "spikegpt-tiny-ffnpre", "rwkv4-tiny"];
 
@@ -167,7 +167,10 @@ fn without_a_config_sizes_are_inferred_and_the_architecture_is_asked_for() {
     std::fs::copy(file, &alone).expect("copied");
     let message = Checkpoint::open(&alone).expect_err("cannot be known").to_string();
     assert!(message.starts_with("option `model_type`: found nothing, needed spikegpt or rwkv4"), "{message}");
-    let checkpoint = Checkpoint::open_with(&alone, Some(ModelType::SpikeGpt)).expect("told");
+    let message = Checkpoint::open_with(&alone, Some(ModelType::SpikeGpt)).expect_err("cannot be known").to_string();
+    assert!(message.starts_with("option `spike_embedding`: found nothing, needed true if"), "{message}");
+    let options = OpenOptions { model_type: Some(ModelType::SpikeGpt), spike_embedding: Some(true) };
+    let checkpoint = Checkpoint::open_with(&alone, options).expect("told");
     let config = checkpoint.config();
     assert_eq!((config.vocab_size, config.hidden_size, config.num_hidden_layers), (256, 64, 4));
     assert_eq!((config.variant, config.spike_embedding), (SpikeVariant::RwkvFfnPre, true));

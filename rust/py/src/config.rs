@@ -8,7 +8,7 @@ use spikelet::config::ModelType;
 use spikelet::error::{Error, Result};
 use spikelet::generation_config::GenerationConfig;
 use spikelet::tokenizer::load_tokenizer;
-use spikelet::weights::{Checkpoint, Dtype};
+use spikelet::weights::{Checkpoint, Dtype, OpenOptions};
 
 use crate::args::shortest;
 
@@ -149,8 +149,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub fn read(path: &Path, model_type: Option<ModelType>) -> Result<Self> {
-        let checkpoint = Checkpoint::open_with(path, model_type)?;
+    pub fn read(path: &Path, open: OpenOptions) -> Result<Self> {
+        let checkpoint = Checkpoint::open_with(path, open)?;
         let tokenizer = match load_tokenizer(path, Some(checkpoint.config())) {
             Ok(tokenizer) => Some(tokenizer.describe()),
             Err(Error::NoTokenizer { .. }) => None,

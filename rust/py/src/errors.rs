@@ -13,6 +13,7 @@ pyo3::import_exception!(spikelet.errors, FormatError);
 pyo3::import_exception!(spikelet.errors, TokenizerError);
 pyo3::import_exception!(spikelet.errors, UnsupportedError);
 pyo3::import_exception!(spikelet.errors, StateError);
+pyo3::import_exception!(spikelet.errors, NotFiniteError);
 pyo3::import_exception!(spikelet.errors, FileError);
 pyo3::import_exception!(spikelet.errors, NotFoundError);
 pyo3::import_exception!(spikelet.errors, InternalError);
@@ -27,6 +28,7 @@ pub fn exception(error: &Error) -> PyErr {
         Error::Tokenizer { .. } | Error::NoTokenizer { .. } => TokenizerError::new_err(message),
         Error::Unsupported { .. } => UnsupportedError::new_err(message),
         Error::Option { .. } | Error::TokenId { .. } => OptionError::new_err(message),
+        Error::Logits { .. } => NotFiniteError::new_err(message),
         Error::State { .. } => StateError::new_err(message),
         _ => SpikeletError::new_err(message),
     }

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use spikelet::config::ModelType;
 use spikelet::error::{Error, Result};
 use spikelet::weights::{Checkpoint, Dtype};
+use spikelet_simd::measure::{fma_peak, read_bandwidth};
 use spikelet_simd::{Level, physical_cores};
 
 use crate::config::Facts;
 use crate::errors::{bad_option, engine};
+use crate::load::open_options;
 
 /// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
 ///
@@ -22,19 +23,21 @@ use crate::errors::{bad_option, engine};
 ///     dst: the folder to write.
 ///     dtype: format of the matrices: `"f32"`, `"bf16"` or `"f16"`. None keeps every byte.
 ///     model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+///     spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
 ///     progress: is called with the bytes written and the bytes to write. What it raises stops the work.
 ///
 /// Raises:
 ///     FormatError, UnsupportedError: `src` is no model that this version reads.
 ///     FileError: a file cannot be read or written.
 #[pyfunction]
-#[pyo3(signature = (src, dst, *, dtype=None, model_type=None, progress=None))]
+#[pyo3(signature = (src, dst, *, dtype=None, model_type=None, spike_embedding=None, progress=None))]
 pub fn convert(
     py: Python<'_>,
     src: PathBuf,
     dst: PathBuf,
     dtype: Option<&str>,
     model_type: Option<&str>,
+    spike_embedding: Option<bool>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let mut raised = None;
@@ -53,8 +56,7 @@ pub fn convert(
     };
     let converted = engine(py, || {
         let dtype = dtype.map(matrix_type).transpose()?;
-        let model_type = model_type.map(ModelType::by_name).transpose()?;
-        let checkpoint = Checkpoint::open_with(&src, model_type)?;
+        let checkpoint = Checkpoint::open_with(&src, open_options(model_type, spike_embedding)?)?;
         spikelet::weights::convert(&checkpoint, &dst, dtype, &mut tell)
     });
     raised.map_or(converted, Err)
@@ -82,14 +84,20 @@ fn matrix_type(name: &str) -> Result<Dtype> {
 /// Args:
 ///     path: a model folder, a safetensors file or the authors' `.pth` file.
 ///     model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+///     spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
 ///
 /// Raises:
 ///     FormatError, TokenizerError, UnsupportedError: it is no model that this version reads.
 ///     FileError: a file cannot be read.
 #[pyfunction]
-#[pyo3(signature = (path, *, model_type=None))]
-pub fn inspect<'py>(py: Python<'py>, path: PathBuf, model_type: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
-    engine(py, || Facts::read(&path, model_type.map(ModelType::by_name).transpose()?))?.to_dict(py)
+#[pyo3(signature = (path, *, model_type=None, spike_embedding=None))]
+pub fn inspect<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    model_type: Option<&str>,
+    spike_embedding: Option<bool>,
+) -> PyResult<Bound<'py, PyDict>> {
+    engine(py, || Facts::read(&path, open_options(model_type, spike_embedding)?))?.to_dict(py)
 }
 
 /// What the engine makes of this machine: a dict.
@@ -119,4 +127,31 @@ pub fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 #[pyfunction]
 pub fn default_options(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     crate::options::default_options(py)
+}
+
+/// Memory read bandwidth in GB/s (1e9 bytes) of `threads` threads that each sum their share of a buffer too large for the
+/// caches. For benchmarks.
+#[pyfunction]
+#[pyo3(signature = (threads, num_bytes=1 << 30))]
+pub fn measure_read_bandwidth(py: Python<'_>, threads: usize, num_bytes: usize) -> PyResult<f64> {
+    engine(py, || {
+        if threads == 0 {
+            return Err(bad_option("threads", "0", "at least 1"));
+        }
+        Ok(read_bandwidth(threads, num_bytes))
+    })
+}
+
+/// Peak of f32 fused multiply-adds in GFLOP/s (two per multiply-add) of `threads` threads on the instruction set in use. For
+/// benchmarks.
+#[pyfunction]
+pub fn measure_fma_peak(py: Python<'_>, threads: usize) -> PyResult<f64> {
+    engine(py, || {
+        if threads == 0 {
+            return Err(bad_option("threads", "0", "at least 1"));
+        }
+        let level = Level::detect()
+            .map_err(|error| Error::Unsupported { what: "SPIKELET_ISA".into(), reason: error.to_string() })?;
+        Ok(fma_peak(level, threads))
+    })
 }

@@ -6,6 +6,7 @@ mod config;
 mod errors;
 mod files;
 mod generation;
+mod load;
 mod model;
 mod options;
 mod session;
@@ -24,11 +25,15 @@ mod _spikelet {
     #[pymodule_export]
     use super::config::ModelConfig;
     #[pymodule_export]
-    use super::files::{convert, cpu_features, default_options, inspect};
+    use super::files::{
+        convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth,
+    };
     #[pymodule_export]
     use super::generation::{Completion, Generation, GenerationStats};
     #[pymodule_export]
-    use super::model::{Model, load_model};
+    use super::load::load_model;
+    #[pymodule_export]
+    use super::model::Model;
     #[pymodule_export]
     use super::session::Session;
     #[pymodule_export]

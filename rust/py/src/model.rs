@@ -8,9 +8,7 @@ use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
-use spikelet::config::ModelType;
-use spikelet::error::{Error, Result};
-use spikelet::model::LoadOptions;
+use spikelet::error::Result;
 use spikelet_simd::WeightFormat;
 
 use crate::args::{Bias, Ids, Int, Prompt, Prompts, Seeds, Strings};
@@ -40,68 +38,6 @@ const BATCH_SIZE: usize = 32;
 #[pyclass(frozen, module = "spikelet")]
 pub struct Model {
     pub shared: Arc<Shared>,
-}
-
-/// Loads a model folder or file: `spikelet.load` without looking for names.
-#[pyfunction]
-#[pyo3(signature = (path, *, device="auto", dtype="auto", threads=None, model_type=None, rescale_every=None))]
-pub fn load_model(
-    py: Python<'_>,
-    path: PathBuf,
-    device: &str,
-    dtype: &str,
-    threads: Option<Int>,
-    model_type: Option<&str>,
-    rescale_every: Option<Int>,
-) -> PyResult<Model> {
-    engine(py, || {
-        check_device(device)?;
-        let options = LoadOptions {
-            format: format(dtype)?,
-            threads: threads.map(thread_count).transpose()?,
-            level: None,
-            model_type: model_type.map(ModelType::by_name).transpose()?,
-            rescale_every: rescale_every
-                .map(|every| every.to("rescale_every", "0 (off) or a number of layers"))
-                .transpose()?,
-        };
-        let model = spikelet::model::Model::load(&path, &options)?;
-        Ok(Model { shared: Arc::new(Shared::new(model)?) })
-    })
-}
-
-fn check_device(device: &str) -> Result<()> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        "cuda" => Err(Error::Unsupported {
-            what: "device \"cuda\"".into(),
-            reason: "this version computes on the CPU only; use device=\"cpu\" or \"auto\"".into(),
-        }),
-        _ => Err(bad_option("device", format!("{device:?}"), "\"auto\", \"cpu\" or \"cuda\"")),
-    }
-}
-
-/// The format of a `dtype` option; none for `"auto"`.
-fn format(dtype: &str) -> Result<Option<WeightFormat>> {
-    const NEEDED: &str = "\"auto\", \"f32\", \"bf16\" or \"f16\"";
-    match dtype {
-        "auto" => Ok(None),
-        "f32" => Ok(Some(WeightFormat::F32)),
-        "bf16" => Ok(Some(WeightFormat::Bf16)),
-        "f16" => Ok(Some(WeightFormat::F16)),
-        "q8" | "q4" => Err(Error::Unsupported {
-            what: format!("dtype {dtype:?}"),
-            reason: format!("this version has no quantised formats; use {NEEDED}"),
-        }),
-        _ => Err(bad_option("dtype", format!("{dtype:?}"), NEEDED)),
-    }
-}
-
-/// More threads than any machine has processors would be a mistake that costs memory.
-fn thread_count(threads: Int) -> Result<usize> {
-    const NEEDED: &str = "a number of threads from 1 to 1024";
-    let count = threads.to("threads", NEEDED)?;
-    if (1..=1024).contains(&count) { Ok(count) } else { Err(bad_option("threads", count, NEEDED)) }
 }
 
 impl Model {

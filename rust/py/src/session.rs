@@ -138,6 +138,7 @@ impl Session {
     ///
     /// Arguments are those of `Model.generate`. What is read and generated is remembered, also the token that stopped it and
     /// tokens whose text a stop string cut off. A generation that is closed early is remembered as far as it got.
+    /// Penalties see what this call reads and generates, not what came before.
     ///
     /// Raises:
     ///     OptionError: as `Model.generate`; also a session that has read nothing and gets no prompt.

@@ -46,6 +46,7 @@ impl State {
         let mut values = vec![0f32; layout.len()];
         layout.fill_fresh(&mut values);
         if let Some(arrays) = arrays {
+            need_numpy(arrays.py())?;
             for field in layout.fields() {
                 let found =
                     arrays.get_item(&field.name).map_err(|_| mismatch(format!("array `{}` is missing", field.name)))?;
@@ -100,6 +101,7 @@ impl State {
     /// A copy of its content: float32 arrays by name, such as `"blocks.0.att.shift"`. `Model.new_state` takes them back.
     fn to_numpy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let values = self.look(py, |content| content.values.clone())?;
+        need_numpy(py)?;
         let dict = PyDict::new(py);
         for field in self.model.state_layout().fields() {
             dict.set_item(&field.name, PyArray1::from_slice(py, &values[field.range.clone()]))?;
@@ -187,11 +189,17 @@ fn passes(
     values.ok_or_else(|| exception(&in_use()))
 }
 
+/// The way to arrays: an ImportError where NumPy is missing.
+fn need_numpy(py: Python<'_>) -> PyResult<()> {
+    py.import("numpy").map(drop)
+}
+
 /// A vector as an array of some shape, without a copy.
 pub fn array<T: Element, D: IntoDimension>(
     py: Python<'_>,
     values: Vec<T>,
     shape: D,
 ) -> PyResult<Bound<'_, PyArray<T, D::Dim>>> {
+    need_numpy(py)?;
     values.into_pyarray(py).reshape(shape)
 }

@@ -145,7 +145,11 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, at: *const T) {
-        avx2!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    fn prefetch<T>(self, at: *const T, near: bool) {
+        if near {
+            avx2!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+        } else {
+            avx2!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+        }
     }
 }

@@ -125,7 +125,11 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, at: *const T) {
-        avx512!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    fn prefetch<T>(self, at: *const T, near: bool) {
+        if near {
+            avx512!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+        } else {
+            avx512!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+        }
     }
 }

@@ -6,7 +6,9 @@ use crate::pool::Pool;
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
 use crate::tile::{Dense, Picks, Steps};
-use crate::vecops::{Binary, BinaryOp, LayerNorm, TokenMix, Unary, UnaryOp};
+use crate::vecops::{
+    Add, Binary, Heaviside, LayerNorm, Map, Map2, ReluSquared, Scale, SigmoidMul, TokenMix, Unary,
+};
 use crate::{LANES, Level, Matrix};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +20,10 @@ const SMALL_PRODUCT: usize = 32 << 10;
 const PANELS_AT_ONCE: usize = 4;
 /// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.
 const TASKS_PER_THREAD: usize = 4;
-/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read more slowly.
-const SPARSE_SHARE: (usize, usize) = (3, 4);
+/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at less than
+/// half the speed. Where arithmetic takes longer than memory, nearly any share pays.
+const SPARSE_SHARE: (usize, usize) = (2, 5);
+const SPARSE_SHARE_BUSY: (usize, usize) = (3, 4);
 
 /// Execution context: an instruction set and a pool of threads. Shared by all passes over a model, also from several threads at once.
 ///
@@ -125,7 +129,13 @@ impl Cpu {
         }
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
-            let most = width * SPARSE_SHARE.0 / SPARSE_SHARE.1;
+            let busy = n > STREAM_TOKENS / 2 && w.format().bytes_per_weight() <= 2;
+            let share = if busy {
+                SPARSE_SHARE_BUSY
+            } else {
+                SPARSE_SHARE
+            };
+            let most = width * share.0 / share.1;
             let Some(picked) = scratch.picks.find(x, n, width, most) else {
                 return false;
             };
@@ -259,27 +269,27 @@ impl Cpu {
 
     /// `x = max(x, 0)^2`.
     pub fn relu_squared(&self, x: &mut [f32]) {
-        self.unary(x, || Unary::ReluSquared);
+        self.unary(x, ReluSquared);
     }
 
     /// `y = y * sigmoid(r)`.
     pub fn sigmoid_mul(&self, r: &[f32], y: &mut [f32]) {
-        self.binary("sigmoid_mul", r, y, Binary::SigmoidMul);
+        self.binary("sigmoid_mul", r, y, SigmoidMul);
     }
 
     /// `y = y + x`.
     pub fn add(&self, x: &[f32], y: &mut [f32]) {
-        self.binary("add", x, y, Binary::Add);
+        self.binary("add", x, y, Add);
     }
 
     /// `y = y * s`.
     pub fn scale(&self, s: f32, y: &mut [f32]) {
-        self.unary(y, || Unary::Scale(s));
+        self.unary(y, Scale(s));
     }
 
     /// `x = 1` where `x >= 0` (also for -0.0), else 0.
     pub fn heaviside(&self, x: &mut [f32]) {
-        self.unary(x, || Unary::Heaviside);
+        self.unary(x, Heaviside);
     }
 
     /// WKV-4 over several independent sequences laid one after another in `k`, `v` and `y`, `[sum of lens][width]`.
@@ -411,21 +421,21 @@ impl Cpu {
         }
     }
 
-    fn unary(&self, x: &mut [f32], op: impl Fn() -> Unary + Sync) {
+    fn unary(&self, x: &mut [f32], op: impl Unary) {
         let (len, x) = (x.len(), &SharedMut::new(x));
         self.split(len, LANES, len < SMALL_ROWS, &|range| {
             // SAFETY: each task has its own range.
-            self.level.dispatch(UnaryOp(op(), unsafe { x.part(range) }));
+            self.level.dispatch(Map(op, unsafe { x.part(range) }));
         });
     }
 
-    fn binary(&self, name: &str, x: &[f32], y: &mut [f32], op: Binary) {
+    fn binary(&self, name: &str, x: &[f32], y: &mut [f32], op: impl Binary) {
         check(name, &[("y", y.len(), x.len())]);
         let (len, y) = (y.len(), &SharedMut::new(y));
         self.split(len, LANES, len < SMALL_ROWS, &|range| {
             // SAFETY: each task has its own range.
             let y = unsafe { y.part(range.clone()) };
-            self.level.dispatch(BinaryOp(op, &x[range], y));
+            self.level.dispatch(Map2(op, &x[range], y));
         });
     }
 }

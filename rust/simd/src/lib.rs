@@ -95,8 +95,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// `p * 2^n` where `n` sits in the low bits of `magic`, that is `magic = 1.5 * 2^23 + n`. The exponent of `p` is moved by
     /// integer addition: the caller sees to it that the result is a normal number.
     fn scale_exponent(self, p: Self::V, magic: Self::V) -> Self::V;
-    /// Asks for the cache line at `at` (which may lie outside any allocation).
-    fn prefetch<T>(self, at: *const T);
+    /// Asks for the cache line at `at` (which may lie outside any allocation): into the first level cache, or only the second.
+    fn prefetch<T>(self, at: *const T, near: bool);
 
     /// Up to 16 values; lanes beyond the slice hold `fill`.
     #[inline(always)]

@@ -223,7 +223,7 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
 /// As for `tile` with one panel, two vectors and `n` tokens.
 #[inline(always)]
 unsafe fn stream_halves<I: Isa, W: Weight, S: Steps>(isa: I, to: Tile<W>, steps: S, n: usize) {
-    let parts = n.div_ceil(I::TILE_TOKENS.min(4));
+    let parts = n.div_ceil(I::TILE_TOKENS);
     for b in 0..steps.blocks().max(1) {
         for half in 0..2 {
             for part in 0..parts {
@@ -236,7 +236,7 @@ unsafe fn stream_halves<I: Isa, W: Weight, S: Steps>(isa: I, to: Tile<W>, steps:
                 };
                 let blocks = b..steps.blocks().min(b + 1);
                 // SAFETY: a part of what the caller vouches for.
-                with_tokens!(end - start, T, [1 2 3 4], unsafe { tile::<I, W, S, 1, 1, T>(isa, to, steps, blocks, b == 0) });
+                with_tokens!(end - start, T, [1 2 3 4 5 6], unsafe { tile::<I, W, S, 1, 1, T>(isa, to, steps, blocks, b == 0) });
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What this machine can do: the ceilings that kernels are measured against, for benchmarks and `doctor`.
 
+use crate::vecops::sum_lanes;
 use crate::{Cpu, Isa, LANES, Level, Matrix, Op, WeightFormat};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -78,7 +79,7 @@ impl Op for Read<'_> {
         for lanes in rest {
             sums[0] = isa.add(sums[0], isa.load(lanes));
         }
-        sums.iter().map(|&v| isa.to_array(v)[0]).sum()
+        sums.iter().map(|&v| sum_lanes(isa, v)).sum()
     }
 }
 
@@ -103,7 +104,7 @@ impl Op for Multiply {
                 *sum = isa.fma(*sum, factor, term);
             }
         }
-        sums.iter().map(|&v| isa.to_array(v)[0]).sum()
+        sums.iter().map(|&v| sum_lanes(isa, v)).sum()
     }
 }
 

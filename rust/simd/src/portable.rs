@@ -111,7 +111,7 @@ impl Isa for Portable {
         lanes!(i => f32::from_bits(p[i].to_bits().wrapping_add(magic[i].to_bits() << 23)))
     }
     #[inline(always)]
-    fn prefetch<T>(self, _at: *const T) {}
+    fn prefetch<T>(self, _at: *const T, _near: bool) {}
 }
 
 #[cfg(test)]

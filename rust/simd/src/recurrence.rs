@@ -15,28 +15,52 @@ pub(crate) struct Sequences<'a> {
 }
 
 impl Sequences<'_> {
-    /// Calls `f(sequence, first token, tokens, channels)`.
+    /// Where a vector's channels lie in row `row` of a `[rows][width]` slice.
     #[inline(always)]
-    fn each(&self, mut f: impl FnMut(usize, usize, usize, Range<usize>)) {
-        let mut first = 0;
-        for (sequence, &len) in self.lens.iter().enumerate() {
-            for vector in self.vectors.clone() {
-                f(
-                    sequence,
-                    first,
-                    len,
-                    vector * LANES..self.width.min((vector + 1) * LANES),
-                );
-            }
-            first += len;
-        }
+    fn at(&self, row: usize, vector: usize) -> Range<usize> {
+        let channels = vector * LANES..self.width.min((vector + 1) * LANES);
+        row * self.width + channels.start..row * self.width + channels.end
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(&self, isa: I, x: &[f32], row: usize, vector: usize) -> I::V {
+        isa.load_part(&x[self.at(row, vector)], 0.0)
+    }
+
+    #[inline(always)]
+    fn load_state<I: Isa>(
+        &self,
+        isa: I,
+        x: &SharedMut<'_, f32>,
+        row: usize,
+        vector: usize,
+    ) -> I::V {
+        // SAFETY: the vector's channels belong to this task, and the part ends with this statement.
+        isa.load_part(unsafe { x.part(self.at(row, vector)) }, 0.0)
+    }
+
+    #[inline(always)]
+    fn store<I: Isa>(&self, isa: I, v: I::V, to: &SharedMut<'_, f32>, row: usize, vector: usize) {
+        // SAFETY: as in `load_state`.
+        isa.store_part(v, unsafe { to.part(self.at(row, vector)) });
     }
 }
 
-/// Row `row` of a `[rows][width]` slice, only these channels.
+/// What a recurrence does with one vector of channels over `tokens` of one sequence. A method that is always inlined, where
+/// a closure might not be.
+trait Recurrence {
+    fn walk<I: Isa>(&self, isa: I, sequence: usize, tokens: Range<usize>, vector: usize);
+}
+
 #[inline(always)]
-fn at(row: usize, width: usize, channels: &Range<usize>) -> Range<usize> {
-    row * width + channels.start..row * width + channels.end
+fn walk_all<I: Isa>(isa: I, sequences: &Sequences<'_>, recurrence: &impl Recurrence) {
+    let mut first = 0;
+    for (sequence, &len) in sequences.lens.iter().enumerate() {
+        for vector in sequences.vectors.clone() {
+            recurrence.walk(isa, sequence, first..first + len, vector);
+        }
+        first += len;
+    }
 }
 
 /// WKV-4 with a running maximum `pp` of the exponents, which keeps `exp` in range:
@@ -52,49 +76,49 @@ pub(crate) struct Wkv4<'a> {
     pub y: &'a SharedMut<'a, f32>,
 }
 
+impl Recurrence for Wkv4<'_> {
+    #[inline(always)]
+    fn walk<I: Isa>(&self, isa: I, sequence: usize, tokens: Range<usize>, vector: usize) {
+        let s = &self.sequences;
+        let decay = s.load(isa, self.decay, 0, vector);
+        let bonus = s.load(isa, self.first, 0, vector);
+        let mut aa = s.load_state(isa, self.state, 3 * sequence, vector);
+        let mut bb = s.load_state(isa, self.state, 3 * sequence + 1, vector);
+        let mut pp = s.load_state(isa, self.state, 3 * sequence + 2, vector);
+        for token in tokens {
+            let k = s.load(isa, self.k, token, vector);
+            let v = s.load(isa, self.v, token, vector);
+
+            let ww = isa.add(bonus, k);
+            let p = isa.max(pp, ww);
+            let (e1, e2) = (exp(isa, isa.sub(pp, p)), exp(isa, isa.sub(ww, p)));
+            let numerator = isa.fma(e1, aa, isa.mul(e2, v));
+            let y = isa.div(numerator, isa.fma(e1, bb, e2));
+            s.store(isa, y, self.y, token, vector);
+
+            let ww = isa.add(pp, decay);
+            let p = isa.max(ww, k);
+            let (e1, e2) = (exp(isa, isa.sub(ww, p)), exp(isa, isa.sub(k, p)));
+            aa = isa.fma(e1, aa, isa.mul(e2, v));
+            bb = isa.fma(e1, bb, e2);
+            pp = p;
+            if let Some(each) = self.each {
+                s.store(isa, aa, each, 3 * token, vector);
+                s.store(isa, bb, each, 3 * token + 1, vector);
+                s.store(isa, pp, each, 3 * token + 2, vector);
+            }
+        }
+        s.store(isa, aa, self.state, 3 * sequence, vector);
+        s.store(isa, bb, self.state, 3 * sequence + 1, vector);
+        s.store(isa, pp, self.state, 3 * sequence + 2, vector);
+    }
+}
+
 impl Op for Wkv4<'_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let width = self.sequences.width;
-        self.sequences.each(|sequence, first, len, channels| {
-            let load = |x: &[f32], row: usize| isa.load_part(&x[at(row, width, &channels)], 0.0);
-            let store = |to: &SharedMut<'_, f32>, row: usize, v: I::V| {
-                // SAFETY: the channels belong to this task, and the part ends with this statement.
-                isa.store_part(v, unsafe { to.part(at(row, width, &channels)) });
-            };
-            let load_state = |i: usize| {
-                // SAFETY: as above.
-                let part = unsafe { self.state.part(at(3 * sequence + i, width, &channels)) };
-                isa.load_part(part, 0.0)
-            };
-            let (decay, bonus) = (load(self.decay, 0), load(self.first, 0));
-            let (mut aa, mut bb, mut pp) = (load_state(0), load_state(1), load_state(2));
-            for token in first..first + len {
-                let (k, v) = (load(self.k, token), load(self.v, token));
-
-                let ww = isa.add(bonus, k);
-                let p = isa.max(pp, ww);
-                let (e1, e2) = (exp(isa, isa.sub(pp, p)), exp(isa, isa.sub(ww, p)));
-                let numerator = isa.fma(e1, aa, isa.mul(e2, v));
-                store(self.y, token, isa.div(numerator, isa.fma(e1, bb, e2)));
-
-                let ww = isa.add(pp, decay);
-                let p = isa.max(ww, k);
-                let (e1, e2) = (exp(isa, isa.sub(ww, p)), exp(isa, isa.sub(k, p)));
-                aa = isa.fma(e1, aa, isa.mul(e2, v));
-                bb = isa.fma(e1, bb, e2);
-                pp = p;
-                if let Some(each) = self.each {
-                    store(each, 3 * token, aa);
-                    store(each, 3 * token + 1, bb);
-                    store(each, 3 * token + 2, pp);
-                }
-            }
-            store(self.state, 3 * sequence, aa);
-            store(self.state, 3 * sequence + 1, bb);
-            store(self.state, 3 * sequence + 2, pp);
-        });
+        walk_all(isa, &self.sequences, &self);
     }
 }
 
@@ -107,33 +131,30 @@ pub(crate) struct Lif<'a> {
     pub y: &'a SharedMut<'a, f32>,
 }
 
+impl Recurrence for Lif<'_> {
+    #[inline(always)]
+    fn walk<I: Isa>(&self, isa: I, sequence: usize, tokens: Range<usize>, vector: usize) {
+        let s = &self.sequences;
+        let (zero, half, one) = (isa.splat(0.0), isa.splat(0.5), isa.splat(1.0));
+        let mut potential = s.load_state(isa, self.state, sequence, vector);
+        for token in tokens {
+            let x = s.load(isa, self.x, token, vector);
+            let h = isa.add(potential, isa.mul(isa.sub(x, potential), half));
+            s.store(isa, isa.select_ge(h, one, one, zero), self.y, token, vector);
+            potential = isa.select_ge(h, one, zero, h);
+            if let Some(each) = self.each {
+                s.store(isa, potential, each, token, vector);
+            }
+        }
+        s.store(isa, potential, self.state, sequence, vector);
+    }
+}
+
 impl Op for Lif<'_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let width = self.sequences.width;
-        let (zero, half, one) = (isa.splat(0.0), isa.splat(0.5), isa.splat(1.0));
-        self.sequences.each(|sequence, first, len, channels| {
-            let store = |to: &SharedMut<'_, f32>, row: usize, v: I::V| {
-                // SAFETY: the channels belong to this task, and the part ends with this statement.
-                isa.store_part(v, unsafe { to.part(at(row, width, &channels)) });
-            };
-            // SAFETY: as above.
-            let mut potential = isa.load_part(
-                unsafe { self.state.part(at(sequence, width, &channels)) },
-                0.0,
-            );
-            for token in first..first + len {
-                let x = isa.load_part(&self.x[at(token, width, &channels)], 0.0);
-                let h = isa.add(potential, isa.mul(isa.sub(x, potential), half));
-                store(self.y, token, isa.select_ge(h, one, one, zero));
-                potential = isa.select_ge(h, one, zero, h);
-                if let Some(each) = self.each {
-                    store(each, token, potential);
-                }
-            }
-            store(self.state, sequence, potential);
-        });
+        walk_all(isa, &self.sequences, &self);
     }
 }
 
@@ -172,7 +193,7 @@ mod tests {
         }
 
         /// Runs all sequences in passes of `pass` tokens each; returns y, the last state and the state after each token.
-        fn run(&self, cpu: &Cpu, op: Recurrence, pass: usize) -> [Vec<f32>; 3] {
+        fn run(&self, cpu: &Cpu, op: Kind, pass: usize) -> [Vec<f32>; 3] {
             let (width, rows) = (self.width, op.rows());
             let total: usize = self.lens.iter().sum();
             let (mut y, mut all) = (
@@ -205,7 +226,7 @@ mod tests {
             [y, states, all]
         }
 
-        fn run_together(&self, cpu: &Cpu, op: Recurrence, each: bool) -> [Vec<f32>; 3] {
+        fn run_together(&self, cpu: &Cpu, op: Kind, each: bool) -> [Vec<f32>; 3] {
             let total = self.lens.iter().sum::<usize>() * self.width;
             let (mut y, mut all) = (vec![f32::NAN; total], vec![f32::NAN; total * op.rows()]);
             let mut state: Vec<f32> = self
@@ -227,19 +248,19 @@ mod tests {
     }
 
     #[derive(Clone, Copy, PartialEq)]
-    enum Recurrence {
+    enum Kind {
         Wkv4,
         Lif,
     }
 
-    impl Recurrence {
+    impl Kind {
         fn rows(self) -> usize {
-            if self == Recurrence::Wkv4 { 3 } else { 1 }
+            if self == Kind::Wkv4 { 3 } else { 1 }
         }
 
         fn fresh(self, width: usize) -> Vec<f32> {
             let mut state = vec![0.0; self.rows() * width];
-            if self == Recurrence::Wkv4 {
+            if self == Kind::Wkv4 {
                 state[2 * width..].fill(FRESH);
             }
             state
@@ -257,7 +278,7 @@ mod tests {
             y: &mut [f32],
         ) {
             match self {
-                Recurrence::Wkv4 => cpu.wkv4(
+                Kind::Wkv4 => cpu.wkv4(
                     lens,
                     c.width,
                     &c.decay,
@@ -268,7 +289,7 @@ mod tests {
                     each,
                     y,
                 ),
-                Recurrence::Lif => cpu.lif(lens, c.width, &c.k[at], state, each, y),
+                Kind::Lif => cpu.lif(lens, c.width, &c.k[at], state, each, y),
             }
         }
     }
@@ -278,7 +299,7 @@ mod tests {
         let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut token = 0;
         for &len in &c.lens {
-            let mut state = Recurrence::Wkv4.fresh(c.width);
+            let mut state = Kind::Wkv4.fresh(c.width);
             for _ in 0..len {
                 for i in 0..c.width {
                     let (k, v) = (c.k[token * c.width + i], c.v[token * c.width + i]);
@@ -337,8 +358,8 @@ mod tests {
         };
         for_each_isa(|level| {
             for (op, naive) in [
-                (Recurrence::Wkv4, naive_wkv4 as fn(&Case) -> _),
-                (Recurrence::Lif, naive_lif),
+                (Kind::Wkv4, naive_wkv4 as fn(&Case) -> _),
+                (Kind::Lif, naive_lif),
             ] {
                 for &width in &widths {
                     let case = Case::new(&[5, 1, 0, 70], width);

@@ -50,6 +50,11 @@ impl Weight for F16 {
 pub(crate) trait Steps: Copy {
     /// Rows of weights that are fetched ahead of time; 0 leaves it to the processor.
     const AHEAD: usize;
+    /// .. in tiles of at least this many tokens, half as many if a row of weights is one cache line (16 bits): from there on
+    /// arithmetic takes about as long as memory, and the two must overlap.
+    const AHEAD_FROM_TOKENS: usize;
+    /// .. into the first level cache; else the second, which can wait for more lines at once.
+    const AHEAD_NEAR: bool;
     /// Number of steps.
     fn len(self) -> usize;
     /// All inputs that are visited are smaller.
@@ -73,7 +78,9 @@ pub(crate) struct Dense {
 }
 
 impl Steps for Dense {
-    const AHEAD: usize = 0;
+    const AHEAD: usize = 40;
+    const AHEAD_FROM_TOKENS: usize = 5;
+    const AHEAD_NEAR: bool = true;
     #[inline(always)]
     fn len(self) -> usize {
         self.inputs
@@ -120,24 +127,25 @@ impl Picks {
         most: usize,
     ) -> Option<Picked<'_>> {
         let Picks { inputs, ends } = self;
-        inputs.clear();
         ends.clear();
-        inputs.reserve(width);
         ends.reserve(width.div_ceil(BLOCK));
+        // Without branches on the data: which inputs are zero cannot be foretold.
+        inputs.resize(width, 0);
+        let mut count = 0;
         for block in (0..width).step_by(BLOCK) {
-            let before = inputs.len();
+            let before = count;
             for i in block..width.min(block + BLOCK) {
-                if (0..n).any(|t| x[t * width + i] != 0.0) {
-                    inputs.push(i as u32);
-                }
+                inputs[count] = i as u32;
+                count += usize::from((0..n).fold(false, |any, t| any | (x[t * width + i] != 0.0)));
             }
-            if inputs.len() > before {
-                ends.push(inputs.len() as u32);
+            if count > before {
+                ends.push(count as u32);
             }
-            if inputs.len() > most {
+            if count > most {
                 return None;
             }
         }
+        inputs.truncate(count);
         Some(Picked { inputs, ends })
     }
 }
@@ -159,7 +167,9 @@ impl Picked<'_> {
 }
 
 impl Steps for Picked<'_> {
-    const AHEAD: usize = 16;
+    const AHEAD: usize = 24;
+    const AHEAD_FROM_TOKENS: usize = 1;
+    const AHEAD_NEAR: bool = false;
     #[inline(always)]
     fn len(self) -> usize {
         self.inputs.len()
@@ -221,6 +231,7 @@ pub(crate) unsafe fn tile<
     blocks: Range<usize>,
     fresh: bool,
 ) {
+    let prefetches = S::AHEAD > 0 && T >= (S::AHEAD_FROM_TOKENS * size_of::<W>()).div_ceil(4);
     let acc_at = |p: usize, t: usize, v: usize| {
         a.acc
             .wrapping_add(t * a.acc_stride + p * PANEL + v * LANES)
@@ -242,17 +253,17 @@ pub(crate) unsafe fn tile<
         for j in steps.block(b) {
             // SAFETY: `j` is a step of block `b`.
             let input = unsafe { steps.input(j) };
-            let ahead = if S::AHEAD > 0 {
+            let ahead = if prefetches {
                 steps.input_ahead(j + S::AHEAD)
             } else {
                 0
             };
             for p in 0..P {
                 let row = a.w.wrapping_add(p * a.panel + input * PANEL);
-                if S::AHEAD > 0 {
+                if prefetches {
                     let next = a.w.wrapping_add(p * a.panel + ahead * PANEL);
                     for line in 0..(V * LANES * size_of::<W>()).div_ceil(64) {
-                        isa.prefetch(next.wrapping_byte_add(line * 64));
+                        isa.prefetch(next.wrapping_byte_add(line * 64), S::AHEAD_NEAR);
                     }
                 }
                 let mut w = [isa.splat(0.0); V];

@@ -62,90 +62,73 @@ pub(crate) fn sum_lanes<I: Isa>(isa: I, v: I::V) -> f32 {
     lanes[0]
 }
 
-/// Calls `f` with every vector of `x`, the last filled up with `fill`.
-#[inline(always)]
-fn each<I: Isa>(isa: I, x: &[f32], fill: f32, mut f: impl FnMut(I::V)) {
-    let (whole, tail) = x.as_chunks::<LANES>();
-    for chunk in whole {
-        f(isa.load(chunk));
-    }
-    if !tail.is_empty() {
-        f(isa.load_part(tail, fill));
-    }
+/// What happens to one vector. A trait and not a closure, because only methods can be forced to be inlined, and a vector
+/// operation that is not inlined runs without the instructions of its instruction set.
+pub(crate) trait Unary: Copy + Sync {
+    fn apply<I: Isa>(self, isa: I, x: I::V) -> I::V;
 }
 
-/// `y[i] = f(y[i])`.
-#[inline(always)]
-fn map<I: Isa>(isa: I, y: &mut [f32], f: impl Fn(I::V) -> I::V) {
-    let (whole, tail) = y.as_chunks_mut::<LANES>();
-    for chunk in whole {
-        isa.store(f(isa.load(chunk)), chunk);
-    }
-    if !tail.is_empty() {
-        isa.store_part(f(isa.load_part(tail, 0.0)), tail);
-    }
+/// The same for two vectors, of which the second is replaced.
+pub(crate) trait Binary: Copy + Sync {
+    fn apply<I: Isa>(self, isa: I, x: I::V, y: I::V) -> I::V;
 }
 
-/// `y[i] = f(x[i], y[i])`.
-#[inline(always)]
-fn map2<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(I::V, I::V) -> I::V) {
-    let (x_whole, x_tail) = x.as_chunks::<LANES>();
-    let (whole, tail) = y.as_chunks_mut::<LANES>();
-    for (x, y) in x_whole.iter().zip(whole) {
-        isa.store(f(isa.load(x), isa.load(y)), y);
-    }
-    if !tail.is_empty() {
-        isa.store_part(
-            f(isa.load_part(x_tail, 0.0), isa.load_part(tail, 0.0)),
-            tail,
-        );
-    }
+macro_rules! operations {
+    ($($kind:ident $name:ident $(($field:ident))?: |$isa:ident, $($v:ident),*| $body:expr;)*) => {
+        $(
+            #[derive(Clone, Copy)]
+            pub(crate) struct $name $((pub operations!(@f32 $field)))?;
+            impl $kind for $name {
+                #[inline(always)]
+                fn apply<I: Isa>(self, $isa: I, $($v: I::V),*) -> I::V {
+                    $(let $name($field) = self;)?
+                    $body
+                }
+            }
+        )*
+    };
+    (@f32 $field:ident) => { f32 };
 }
 
-/// Over one slice, in place.
-pub(crate) enum Unary {
-    ReluSquared,
-    Heaviside,
-    Scale(f32),
-    Exp,
+operations! {
+    // The order keeps NaN: max gives its second operand where either is NaN.
+    Unary ReluSquared: |isa, x| {
+        let r = isa.max(isa.splat(0.0), x);
+        isa.mul(r, r)
+    };
+    Unary Heaviside: |isa, x| isa.select_ge(x, isa.splat(0.0), isa.splat(1.0), isa.splat(0.0));
+    Unary Scale(factor): |isa, x| isa.mul(isa.splat(factor), x);
+    Unary Exp: |isa, x| exp(isa, x);
+    Binary Add: |isa, x, y| isa.add(y, x);
+    Binary SigmoidMul: |isa, x, y| isa.mul(sigmoid(isa, x), y);
 }
 
-pub(crate) struct UnaryOp<'a>(pub Unary, pub &'a mut [f32]);
+/// `x = f(x)`.
+pub(crate) struct Map<'a, F>(pub F, pub &'a mut [f32]);
 
-impl Op for UnaryOp<'_> {
+impl<F: Unary> Op for Map<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let (zero, one) = (isa.splat(0.0), isa.splat(1.0));
-        match self.0 {
-            // The order keeps NaN: max gives its second operand where either is NaN.
-            Unary::ReluSquared => map(isa, self.1, #[inline(always)] |x| {
-                let r = isa.max(zero, x);
-                isa.mul(r, r)
-            }),
-            Unary::Heaviside => map(isa, self.1, #[inline(always)] |x| isa.select_ge(x, zero, one, zero)),
-            Unary::Scale(s) => map(isa, self.1, #[inline(always)] |x| isa.mul(isa.splat(s), x)),
-            Unary::Exp => map(isa, self.1, #[inline(always)] |x| exp(isa, x)),
+        for part in self.1.chunks_mut(LANES) {
+            isa.store_part(self.0.apply(isa, isa.load_part(part, 0.0)), part);
         }
     }
 }
 
-/// Over two slices of equal length; the second is changed.
-#[derive(Clone, Copy)]
-pub(crate) enum Binary {
-    Add,
-    SigmoidMul,
-}
+/// `y = f(x, y)` over slices of equal length.
+pub(crate) struct Map2<'a, F>(pub F, pub &'a [f32], pub &'a mut [f32]);
 
-pub(crate) struct BinaryOp<'a>(pub Binary, pub &'a [f32], pub &'a mut [f32]);
-
-impl Op for BinaryOp<'_> {
+impl<F: Binary> Op for Map2<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        match self.0 {
-            Binary::Add => map2(isa, self.1, self.2, #[inline(always)] |x, y| isa.add(y, x)),
-            Binary::SigmoidMul => map2(isa, self.1, self.2, #[inline(always)] |r, y| isa.mul(sigmoid(isa, r), y)),
+        for (x, y) in self.1.chunks(LANES).zip(self.2.chunks_mut(LANES)) {
+            isa.store_part(
+                self.0
+                    .apply(isa, isa.load_part(x, 0.0), isa.load_part(y, 0.0)),
+                y,
+            );
         }
     }
 }
@@ -171,14 +154,16 @@ impl Op for LayerNorm<'_> {
             .zip(self.y.chunks_exact_mut(width))
         {
             let mut sum = isa.splat(0.0);
-            each(isa, x, 0.0, #[inline(always)] |v| sum = isa.add(sum, v));
+            for part in x.chunks(LANES) {
+                sum = isa.add(sum, isa.load_part(part, 0.0));
+            }
             let mean = sum_lanes(isa, sum) / count;
 
             let (mut squares, center) = (isa.splat(0.0), isa.splat(mean));
-            each(isa, x, mean, #[inline(always)] |v| {
-                let d = isa.sub(v, center);
+            for part in x.chunks(LANES) {
+                let d = isa.sub(isa.load_part(part, mean), center);
                 squares = isa.fma(d, d, squares);
-            });
+            }
             let scale = isa.splat(1.0 / (sum_lanes(isa, squares) / count + self.eps).sqrt());
 
             let mut i = 0;
@@ -239,9 +224,9 @@ impl Op for LogSumExp<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> f32 {
         let mut highest = isa.splat(f32::NEG_INFINITY);
-        each(isa, self.0, f32::NEG_INFINITY, #[inline(always)] |v| {
-            highest = isa.max(v, highest)
-        });
+        for part in self.0.chunks(LANES) {
+            highest = isa.max(isa.load_part(part, f32::NEG_INFINITY), highest);
+        }
         let highest = isa
             .to_array(highest)
             .into_iter()
@@ -249,9 +234,10 @@ impl Op for LogSumExp<'_> {
         // Subtracting an infinite maximum would make NaN of it.
         let shift = if highest.is_finite() { highest } else { 0.0 };
         let mut sum = isa.splat(0.0);
-        each(isa, self.0, f32::NEG_INFINITY, #[inline(always)] |v| {
-            sum = isa.add(sum, exp(isa, isa.sub(v, isa.splat(shift))))
-        });
+        for part in self.0.chunks(LANES) {
+            let v = isa.load_part(part, f32::NEG_INFINITY);
+            sum = isa.add(sum, exp(isa, isa.sub(v, isa.splat(shift))));
+        }
         (f64::from(shift) + ln(sum_lanes(isa, sum))) as f32
     }
 }
@@ -291,7 +277,7 @@ pub fn log_sum_exp(level: Level, x: &[f32]) -> f32 {
 
 /// `x = exp(x)` for every element, with the same bits on every instruction set.
 pub fn exp_in_place(level: Level, x: &mut [f32]) {
-    level.dispatch(UnaryOp(Unary::Exp, x));
+    level.dispatch(Map(Exp, x));
 }
 
 /// `exp` of one number, with the bits of the vector form.
@@ -320,13 +306,25 @@ pub fn expf(x: f32) -> f32 {
 /// If `x` is empty.
 pub fn argmax(x: &[f32]) -> usize {
     assert!(!x.is_empty(), "argmax of nothing");
-    let mut best = 0;
-    for (i, &v) in x.iter().enumerate() {
-        if v > x[best] || (x[best].is_nan() && !v.is_nan()) {
-            best = i;
+    // Two simple loops, which the compiler vectorises, instead of one with a branch. Comparisons with NaN are false.
+    let (groups, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for group in groups {
+        for (best, &v) in lanes.iter_mut().zip(group) {
+            *best = if v > *best { v } else { *best };
         }
     }
-    best
+    let highest = lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &v| if v > a { v } else { a });
+    let holds = |group: &[f32; LANES]| group.iter().fold(false, |any, &v| any | (v == highest));
+    let start = groups.iter().position(holds).unwrap_or(groups.len()) * LANES;
+    // Nothing but NaN has no largest element.
+    x[start..]
+        .iter()
+        .position(|&v| v == highest)
+        .map_or(0, |i| start + i)
 }
 
 #[cfg(test)]
@@ -533,5 +531,14 @@ mod tests {
         assert_eq!(argmax(&[1.0, 3.0, 3.0, 2.0]), 1);
         assert_eq!(argmax(&[f32::NAN, -1.0, f32::NAN, 0.0]), 3);
         assert_eq!(argmax(&[f32::NEG_INFINITY]), 0);
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 1);
+        assert_eq!(argmax(&[f32::NAN; 40]), 0);
+        let mut rng = Rng(41);
+        for len in lengths() {
+            // Few different values, so that there are equals.
+            let x: Vec<f32> = (0..len).map(|_| (rng.next_u32() % 5) as f32).collect();
+            let wanted = (0..len).rev().max_by(|&a, &b| x[a].total_cmp(&x[b]));
+            assert_eq!(Some(argmax(&x)), wanted, "{x:?}");
+        }
     }
 }

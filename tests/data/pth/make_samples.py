@@ -1,6 +1,7 @@
-"""Writes the .pth samples of this folder with PyTorch: a tiny RWKV-4 model in every layout and type that the reader promises.
+"""Writes the .pth samples of this folder with PyTorch.
 
-Each sample must read as the tensors in `expected_<type>.safetensors`. The samples are checked in, so tests need no torch.
+A tiny RWKV-4 model in every layout and type that the reader promises. Each sample must read as the
+tensors in `expected_<type>.safetensors`. The samples are checked in, so tests need no torch.
 Run: python make_samples.py
 """
 
@@ -21,7 +22,10 @@ def tensors() -> OrderedDict[str, torch.Tensor]:
         shapes |= {f"blocks.0.{name}.weight": (WIDTH,), f"blocks.0.{name}.bias": (WIDTH,)}
     shapes |= {f"blocks.0.att.{name}": (WIDTH,) for name in ("time_decay", "time_first")}
     shapes |= {f"blocks.0.att.time_mix_{name}": (1, 1, WIDTH) for name in "kvr"}
-    shapes |= {f"blocks.0.att.{name}.weight": (WIDTH, WIDTH) for name in ("key", "value", "receptance", "output")}
+    shapes |= {
+        f"blocks.0.att.{name}.weight": (WIDTH, WIDTH)
+        for name in ("key", "value", "receptance", "output")
+    }
     shapes |= {f"blocks.0.ffn.time_mix_{name}": (1, 1, WIDTH) for name in "kr"}
     shapes |= {
         "blocks.0.ffn.key.weight": (INNER, WIDTH),
@@ -31,7 +35,9 @@ def tensors() -> OrderedDict[str, torch.Tensor]:
         "ln_out.bias": (WIDTH,),
         "head.weight": (VOCAB, WIDTH),
     }
-    return OrderedDict((name, torch.randn(shape, generator=random)) for name, shape in shapes.items())
+    return OrderedDict(
+        (name, torch.randn(shape, generator=random)) for name, shape in shapes.items()
+    )
 
 
 def main() -> None:
@@ -42,7 +48,8 @@ def main() -> None:
         torch.save(cast, HERE / f"zip_{name}.pth")
         torch.save(cast, HERE / f"legacy_{name}.pth", _use_new_zipfile_serialization=False)
 
-    # As a training program leaves it: wrapped, parameters, notes beside them, matrices transposed or cut out of a larger storage.
+    # As a training program leaves it: wrapped, parameters, notes beside them, matrices transposed
+    # or cut out of a larger storage.
     odd = OrderedDict((f"module.{key}", torch.nn.Parameter(value)) for key, value in model.items())
     for key in ("module.blocks.0.ffn.key.weight", "module.head.weight"):
         odd[key] = torch.nn.Parameter(odd[key].detach().t().contiguous().t())

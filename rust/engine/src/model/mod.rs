@@ -19,7 +19,7 @@ use crate::backend::CpuRunner;
 use crate::config::{ModelConfig, ModelType};
 use crate::error::{Error, Result};
 use crate::state::StateLayout;
-use crate::weights::{Checkpoint, Dtype};
+use crate::weights::{Checkpoint, Dtype, OpenOptions};
 
 /// A model's arithmetic over one pass: what each file of this module provides.
 pub trait Architecture: Send + Sync {
@@ -40,8 +40,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Instruction set; the best of this CPU, or the one named by `SPIKELET_ISA`, when `None`.
     pub level: Option<Level>,
-    /// Architecture, for files that do not say.
-    pub model_type: Option<ModelType>,
+    /// What files that do not say it hold: the architecture, and whether SpikeGPT's embedding is binary.
+    pub open: OpenOptions,
     /// Replaces the configuration's `rescale_every`, the switch for compatibility with the authors' inference script.
     pub rescale_every: Option<usize>,
 }
@@ -62,7 +62,7 @@ impl Model {
     /// # Errors
     /// Says which file, tensor or option is wrong, what was found and what was needed.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
-        let checkpoint = Arc::new(Checkpoint::open_with(path, options.model_type)?);
+        let checkpoint = Arc::new(Checkpoint::open_with(path, options.open)?);
         let mut config = checkpoint.config().clone();
         if let Some(every) = options.rescale_every {
             config.rescale_every = every;

@@ -1,14 +1,10 @@
-//! Which tensors a model must have, and what its configuration follows from.
-//!
-//! RWKV-4 and SpikeGPT hold the same tensors under the same names: neurons have no parameters. So the sizes are always certain, and
-//! the architecture never is: it comes from `config.json` or from the caller.
+//! Which tensors a model must have, and of which shapes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::names::{Family, block_of, family};
 use super::{Stored, TensorView};
-use crate::config::{ModelConfig, ModelType, PartialConfig, SpikeVariant};
+use crate::config::{ModelConfig, SpikeVariant};
 use crate::error::{Error, Result};
 
 pub(super) type Tensors = BTreeMap<String, Stored>;
@@ -42,137 +38,6 @@ impl Shape {
 pub(super) fn is_vector(shape: &[usize], n: usize) -> bool {
     let wide = shape.iter().filter(|&&d| d != 1).count();
     !shape.is_empty() && wide <= 1 && shape.iter().product::<usize>() == n
-}
-
-/// Completes a configuration from the tensors and checks one against the other, names and shapes.
-pub(super) fn complete(
-    path: &Path,
-    tensors: &Tensors,
-    partial: &PartialConfig,
-    model_type: Option<ModelType>,
-) -> Result<ModelConfig> {
-    let ffn_pre = match family(tensors.keys().map(String::as_str)) {
-        Family::Rwkv4Like { ffn_pre } => ffn_pre,
-        Family::Other { architecture, evidence } => {
-            return Err(Error::Unsupported {
-                what: format!("{}: {architecture} (it holds `{evidence}`)", path.display()),
-                reason: "not yet by this version, which runs spikegpt and rwkv4".into(),
-            });
-        }
-        Family::Unknown => {
-            let some: Vec<&str> = tensors.keys().take(3).map(String::as_str).collect();
-            return Err(Error::Unsupported {
-                what: format!("{}: an unknown architecture", path.display()),
-                reason: format!(
-                    "found {} tensors ({}…), needed those of spikegpt or rwkv4 (`emb.weight`, `blocks.0.…`)",
-                    tensors.len(),
-                    some.join(", ")
-                ),
-            });
-        }
-    };
-    let model_type = decide_type(path, partial, model_type)?;
-    if model_type == ModelType::Rwkv4 && (partial.variant.is_some() || partial.spike_embedding.is_some()) {
-        let reason = "its keys `variant` and `spike_embedding` belong to spikegpt models, not to rwkv4";
-        return Err(Error::config(path, reason));
-    }
-    let variant = decide_variant(path, partial, model_type, ffn_pre)?;
-    let emb = matrix(path, tensors, "emb.weight")?;
-    let vocab_size = agree(path, "vocab_size", partial.vocab_size, emb.0, "rows of `emb.weight`")?;
-    let hidden_size = agree(path, "hidden_size", partial.hidden_size, emb.1, "columns of `emb.weight`")?;
-    let blocks = tensors.keys().filter_map(|n| block_of(n)).map(|(block, _)| block).max().unwrap_or(0);
-    let layers = agree(path, "num_hidden_layers", partial.num_hidden_layers, blocks.saturating_add(1), "blocks")?;
-    let key = matrix(path, tensors, "blocks.0.ffn.key.weight")?;
-    let intermediate =
-        agree(path, "intermediate_size", partial.intermediate_size, key.0, "rows of `blocks.0.ffn.key.weight`")?;
-    let attention_hidden_size = partial.attention_hidden_size.unwrap_or(hidden_size);
-    if attention_hidden_size != hidden_size {
-        return Err(Error::config(
-            path,
-            format!(
-                "attention_hidden_size is {attention_hidden_size}: this version needs it to equal hidden_size, {hidden_size}"
-            ),
-        ));
-    }
-    for (key, id) in [("bos_token_id", partial.bos_token_id), ("eos_token_id", partial.eos_token_id)] {
-        if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
-            return Err(Error::config(path, format!("{key} is {id}, but the vocabulary has {vocab_size} tokens")));
-        }
-    }
-    let config = ModelConfig {
-        model_type,
-        vocab_size,
-        hidden_size,
-        attention_hidden_size,
-        num_hidden_layers: layers,
-        intermediate_size: intermediate,
-        context_length: partial.context_length,
-        layer_norm_epsilon: partial.layer_norm_epsilon.unwrap_or(1e-5),
-        rescale_every: partial.rescale_every.unwrap_or(0),
-        spike_embedding: model_type == ModelType::SpikeGpt && partial.spike_embedding.unwrap_or(true),
-        variant,
-        bos_token_id: partial.bos_token_id,
-        eos_token_id: partial.eos_token_id,
-        tokenizer_class: partial.tokenizer_class.clone(),
-    };
-    check(path, tensors, &config)?;
-    Ok(config)
-}
-
-fn decide_type(path: &Path, partial: &PartialConfig, asked: Option<ModelType>) -> Result<ModelType> {
-    match (partial.model_type, asked) {
-        (Some(said), Some(asked)) if said != asked => Err(Error::Option {
-            name: "model_type".into(),
-            value: asked.name().into(),
-            needed: format!("{}, as the configuration of {} says", said.name(), path.display()),
-        }),
-        (Some(found), _) | (None, Some(found)) => Ok(found),
-        (None, None) => Err(Error::Option {
-            name: "model_type".into(),
-            value: "nothing".into(),
-            needed: format!(
-                "spikegpt or rwkv4: their files hold the same tensors, and {} has no config.json that says which it is",
-                path.display()
-            ),
-        }),
-    }
-}
-
-fn decide_variant(path: &Path, partial: &PartialConfig, model_type: ModelType, ffn_pre: bool) -> Result<SpikeVariant> {
-    if model_type == ModelType::Rwkv4 && ffn_pre {
-        return Err(Error::Unsupported {
-            what: format!("{}: RWKV-4 with `blocks.0.ffnPre`", path.display()),
-            reason: "only spikegpt models have this variant here".into(),
-        });
-    }
-    let found = if ffn_pre { SpikeVariant::RwkvFfnPre } else { SpikeVariant::Rwkv };
-    match partial.variant {
-        Some(said) if said != found => Err(Error::config(
-            path,
-            format!("variant is \"{}\", but the tensors are those of \"{}\"", said.name(), found.name()),
-        )),
-        _ => Ok(found),
-    }
-}
-
-/// The rows and columns of a matrix that sizes are read from.
-fn matrix(path: &Path, tensors: &Tensors, name: &str) -> Result<(usize, usize)> {
-    let Some(stored) = tensors.get(name) else {
-        return Err(missing(path, tensors, name, None));
-    };
-    match stored.shape[..] {
-        [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
-        _ => Err(Error::tensor(path, name, format!("found shape {:?}, needed a matrix", stored.shape))),
-    }
-}
-
-fn agree(path: &Path, key: &str, said: Option<usize>, found: usize, what: &str) -> Result<usize> {
-    match said {
-        Some(said) if said != found => {
-            Err(Error::config(path, format!("{key} is {said}, but the model has {found} {what}")))
-        }
-        _ => Ok(found),
-    }
 }
 
 /// Every tensor of a model with its shape.
@@ -219,7 +84,8 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
     list
 }
 
-fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
+/// Every expected tensor must be there with its shape and a float type, and no other.
+pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
     // A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
     let blocks = config.num_hidden_layers;
     if blocks.saturating_mul(9) > tensors.len() {
@@ -258,7 +124,7 @@ fn first_unexpected<'a>(tensors: &'a Tensors, expected: &[(String, Shape)]) -> O
     tensors.keys().map(String::as_str).find(|name| !known.contains(name))
 }
 
-fn missing(path: &Path, tensors: &Tensors, name: &str, expected: Option<&[(String, Shape)]>) -> Error {
+pub(super) fn missing(path: &Path, tensors: &Tensors, name: &str, expected: Option<&[(String, Shape)]>) -> Error {
     let instead = expected.and_then(|expected| first_unexpected(tensors, expected));
     let reason = match instead {
         Some(found) => format!("it is missing; perhaps misnamed: found `{found}`, which the model does not have"),

@@ -6,9 +6,10 @@
 //! - one safetensors file, or one `.pth` file of the original authors, in PyTorch's zip layout or the one before it.
 //!
 //! Files are mapped, never copied, and must not shrink while a checkpoint made from them is alive. Nothing in a file is trusted: every
-//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert`] turns all of them into a model folder.
+//! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert()`] turns all of them into a model folder.
 
 mod convert;
+mod infer;
 mod inspect;
 mod layout;
 mod map;
@@ -59,6 +60,21 @@ struct Stored {
     data: Data,
 }
 
+/// What a bare file of weights may leave open. Asked for, by these names, only when it is not certain otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// The architecture: SpikeGPT and RWKV-4 files hold the same tensors.
+    pub model_type: Option<ModelType>,
+    /// SpikeGPT: whether it was trained with a binary embedding.
+    pub spike_embedding: Option<bool>,
+}
+
+impl From<Option<ModelType>> for OpenOptions {
+    fn from(model_type: Option<ModelType>) -> OpenOptions {
+        OpenOptions { model_type, spike_embedding: None }
+    }
+}
+
 /// A model's configuration and tensors, read from a folder or a file.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -78,8 +94,8 @@ impl Checkpoint {
         Checkpoint::open_with(path, None)
     }
 
-    /// The same for files that do not say which architecture they hold: SpikeGPT and RWKV-4 files have the same tensors.
-    pub fn open_with(path: &Path, model_type: Option<ModelType>) -> Result<Checkpoint> {
+    /// The same for files that do not say what they hold: a [`ModelType`] or more [`OpenOptions`].
+    pub fn open_with(path: &Path, options: impl Into<OpenOptions>) -> Result<Checkpoint> {
         let source = Source::find(path)?;
         let partial = match &source.config {
             Some(config) => PartialConfig::parse(config, &read_small(config, MAX_CONFIG)?)?,
@@ -90,7 +106,7 @@ impl Checkpoint {
         if partial.tie_word_embeddings {
             tie(path, &files, &mut tensors)?;
         }
-        let config = layout::complete(path, &tensors, &partial, model_type)?;
+        let config = infer::complete(path, &tensors, &partial, options.into())?;
         Ok(Checkpoint { path: path.to_owned(), config, files, tensors, sha256: OnceLock::new() })
     }
 

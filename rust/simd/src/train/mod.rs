@@ -1,16 +1,13 @@
 //! WKV-4, LIF and token shift for training: forward and backward over `[batch, time, channels]`.
 //!
-//! These kernels serve gradient descent, not generation: they vectorise over channels and run
-//! batch rows and channel blocks in parallel, and they promise the same bits for any number of
-//! threads, but not for any instruction set (fused multiply-add is used where the CPU has it).
+//! They stand beside the kernels of generation and share their arithmetic: lanes are channels, so the forward passes give
+//! the engine's bits, and every result is the same on each instruction set and for any number of threads.
 //!
-//! The backward passes of WKV and LIF run the forward recurrence again, into a scratch buffer of one channel
-//! block, so nothing but the inputs is kept between forward and backward.
+//! The backward passes of WKV and LIF run the forward recurrence again, into a scratch buffer of one channel block, so
+//! nothing but the inputs is kept between forward and backward.
 //!
-//! All tensors are contiguous, row-major f32. The caller (crate `spikelet`, module `ops`) reports
-//! wrong shapes as errors; here they are programming mistakes and panic.
-
-use std::marker::PhantomData;
+//! All tensors are contiguous and row-major. The caller (crate `spikelet`, module `ops`) reports wrong shapes as errors;
+//! here they are programming mistakes and panic.
 
 mod lif;
 mod mix;
@@ -20,10 +17,15 @@ pub use lif::{LifOutputGrads, lif_backward, lif_forward};
 pub use mix::{MixGrads, mix_backward, mix_forward};
 pub use wkv::{WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs, wkv4_backward, wkv4_forward};
 
-/// Channels that one work item carries through time: one cache line of f32.
-const LANES: usize = 16;
+use crate::shared::SharedMut;
+use crate::{Isa, LANES, Level, Op};
+use std::ops::Range;
 
+/// One vector in memory.
 type Lanes = [f32; LANES];
+
+/// A thread costs some tens of microseconds to start: worth it from about this many elements on.
+const ELEMENTS_PER_THREAD: usize = 32 << 10;
 
 /// Sizes of a training pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,200 +55,174 @@ impl SeqDims {
     }
 }
 
+/// How to run: which instructions, on how many threads. Neither changes the result.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// The instruction set.
+    pub level: Level,
+    /// Threads, the calling one included.
+    pub threads: usize,
+}
+
 /// What a tensor holds; arithmetic is always f32.
-pub trait Element: Copy + Send + Sync + sealed::Sealed {
-    /// To f32, exactly.
-    fn widen(self) -> f32;
-    /// To the nearest value, ties to even.
-    fn narrow(x: f32) -> Self;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for super::Bf16Bits {}
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        x
-    }
-}
+pub trait Element: Copy + Send + Sync + sealed::Sealed {}
 
 /// The bits of a bfloat16, the upper half of an f32; a bare integer so that foreign buffers fit.
 pub type Bf16Bits = u16;
 
-impl Element for Bf16Bits {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self) << 16)
+impl Element for f32 {}
+impl Element for Bf16Bits {}
+
+mod sealed {
+    pub trait Sealed: Sized + Default {
+        /// As f32, exactly.
+        fn widen(self) -> f32;
+        /// The nearest value, ties to even.
+        fn narrow(x: f32) -> Self;
     }
 
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        if x.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 }
-    }
-}
+    impl Sealed for f32 {
+        #[inline(always)]
+        fn widen(self) -> f32 {
+            self
+        }
 
-/// A mutable slice that work items on several threads write disjoint parts of.
-#[derive(Clone, Copy)]
-struct Shared<'a, T = f32> {
-    data: *mut T,
-    len: usize,
-    owner: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: every element is written by one work item only: an item owns the elements of its batch
-// row and its channels, and `run_items` gives each item to exactly one thread.
-unsafe impl<T: Send> Send for Shared<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
-
-impl<'a, T: Element> Shared<'a, T> {
-    fn new(slice: &'a mut [T]) -> Self {
-        Self { data: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+        #[inline(always)]
+        fn narrow(x: f32) -> f32 {
+            x
+        }
     }
 
-    /// Writes the first `width` lanes at `at`.
-    #[inline(always)]
-    fn store(&self, at: usize, lanes: &Lanes, width: usize) {
-        assert!(width <= LANES && at + width <= self.len, "store of {width} at {at} is out of range");
-        if width == LANES {
-            let narrow = lanes.map(T::narrow);
-            // SAFETY: the range was checked above, and no other item writes it (see `Send`).
-            unsafe { self.data.add(at).cast::<[T; LANES]>().write(narrow) }
-        } else {
-            for (i, &lane) in lanes[..width].iter().enumerate() {
-                // SAFETY: as above; `i < width`.
-                unsafe { self.data.add(at + i).write(T::narrow(lane)) }
-            }
+    impl Sealed for super::Bf16Bits {
+        #[inline(always)]
+        fn widen(self) -> f32 {
+            f32::from_bits(u32::from(self) << 16)
+        }
+
+        #[inline(always)]
+        fn narrow(x: f32) -> u16 {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+            if x.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 }
         }
     }
 }
 
-#[inline(always)]
-fn load<T: Element>(slice: &[T], at: usize, width: usize) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    if width == LANES {
-        for (lane, x) in lanes.iter_mut().zip(&slice[at..at + LANES]) {
-            *lane = x.widen();
-        }
-    } else {
-        for (lane, x) in lanes.iter_mut().zip(&slice[at..at + width]) {
-            *lane = x.widen();
-        }
-    }
-    lanes
-}
-
-#[inline(always)]
-fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// One (batch row, channel block) of a pass.
+/// One (batch row, block of up to 16 channels) of a pass: the unit of work.
 #[derive(Clone, Copy)]
 struct Item {
+    dims: SeqDims,
     row: usize,
     channel: usize,
     width: usize,
 }
 
 impl Item {
-    fn new(index: usize, dims: SeqDims) -> Self {
+    fn count(dims: SeqDims) -> usize {
+        dims.batch * dims.channels.div_ceil(LANES)
+    }
+
+    fn new(index: usize, dims: SeqDims) -> Item {
         let blocks = dims.channels.div_ceil(LANES);
         let channel = index % blocks * LANES;
-        Self { row: index / blocks, channel, width: LANES.min(dims.channels - channel) }
+        Item { dims, row: index / blocks, channel, width: LANES.min(dims.channels - channel) }
     }
 
-    /// Index into `[batch, time, channels]`.
     #[inline(always)]
-    fn at(&self, t: usize, dims: SeqDims) -> usize {
-        (self.row * dims.time + t) * dims.channels + self.channel
+    fn block(&self, row: usize) -> Range<usize> {
+        let start = row * self.dims.channels + self.channel;
+        start..start + self.width
     }
 
-    /// Index into `[batch, 3, channels]`.
+    /// Where this block lies in a `[channels]` tensor.
     #[inline(always)]
-    fn state_at(&self, part: usize, dims: SeqDims) -> usize {
-        (self.row * 3 + part) * dims.channels + self.channel
+    fn channels(&self) -> Range<usize> {
+        self.block(0)
     }
 
-    /// Index into `[batch, channels]`.
+    /// Where this block lies in a `[batch, channels]` tensor.
     #[inline(always)]
-    fn row_at(&self, dims: SeqDims) -> usize {
-        self.row * dims.channels + self.channel
+    fn membrane(&self) -> Range<usize> {
+        self.block(self.row)
+    }
+
+    /// Where this block lies in a `[batch, 3, channels]` tensor.
+    #[inline(always)]
+    fn state(&self, part: usize) -> Range<usize> {
+        self.block(3 * self.row + part)
+    }
+
+    /// Where this block lies in a `[batch, time, channels]` tensor.
+    #[inline(always)]
+    fn token(&self, t: usize) -> Range<usize> {
+        self.block(self.row * self.dims.time + t)
     }
 }
 
-/// Work on one item with a scratch buffer that the thread reuses.
-trait Kernel: Sync {
-    /// Lanes of scratch that one item needs.
-    fn scratch(&self) -> usize;
-    fn run<const FMA: bool>(&self, item: Item, scratch: &mut [Lanes]);
-    fn dims(&self) -> SeqDims;
-}
-
+/// Up to 16 elements as a vector; further lanes are 0.
 #[inline(always)]
-fn run_range<K: Kernel, const FMA: bool>(kernel: &K, items: std::ops::Range<usize>) {
-    let mut scratch = vec![[f32::NAN; LANES]; kernel.scratch()];
-    for index in items {
-        kernel.run::<FMA>(Item::new(index, kernel.dims()), &mut scratch);
+fn load<I: Isa, T: Element>(isa: I, x: &[T]) -> I::V {
+    if let Some(whole) = x.first_chunk::<LANES>() {
+        return isa.load(&whole.map(T::widen));
+    }
+    let mut lanes = [0.0; LANES];
+    for (lane, x) in lanes.iter_mut().zip(x) {
+        *lane = x.widen();
+    }
+    isa.load(&lanes)
+}
+
+/// Writes the lanes that `range` has room for.
+#[inline(always)]
+fn store<I: Isa, T: Element>(isa: I, to: &SharedMut<'_, T>, range: Range<usize>, v: I::V) {
+    let lanes = isa.to_array(v);
+    // SAFETY: an item writes only the blocks of its own row and channels, and each item runs once, on one thread; the
+    // part ends with this function.
+    let part = unsafe { to.part(range) };
+    if let Some(whole) = part.first_chunk_mut::<LANES>() {
+        *whole = lanes.map(T::narrow);
+    } else {
+        for (to, lane) in part.iter_mut().zip(lanes) {
+            *to = T::narrow(lane);
+        }
+    }
+}
+
+/// Work on one item, with a scratch buffer that the thread reuses. `run` must be `#[inline(always)]`.
+trait Kernel: Sync {
+    fn dims(&self) -> SeqDims;
+    /// Vectors of scratch that one item needs.
+    fn scratch(&self) -> usize;
+    fn run<I: Isa>(&self, isa: I, item: Item, scratch: &mut [Lanes]);
+}
+
+struct Items<'a, K>(&'a K, Range<usize>);
+
+impl<K: Kernel> Op for Items<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Items(kernel, items) = self;
+        let mut scratch = vec![[f32::NAN; LANES]; kernel.scratch()];
+        for index in items {
+            kernel.run(isa, Item::new(index, kernel.dims()), &mut scratch);
+        }
     }
 }
 
-/// # Safety
-/// The CPU must have AVX-512 F, VL, DQ and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
-unsafe fn run_range_avx512<K: Kernel>(kernel: &K, items: std::ops::Range<usize>) {
-    run_range::<K, true>(kernel, items);
-}
-
-/// # Safety
-/// The CPU must have AVX2 and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_range_avx2<K: Kernel>(kernel: &K, items: std::ops::Range<usize>) {
-    run_range::<K, true>(kernel, items);
-}
-
-fn dispatch<K: Kernel>(kernel: &K, items: std::ops::Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx2") && has!("fma") {
-            // SAFETY: the line above tested every feature that the function enables.
-            return unsafe { run_range_avx512(kernel, items) };
-        }
-        if has!("avx2") && has!("fma") {
-            // SAFETY: the line above tested every feature that the function enables.
-            return unsafe { run_range_avx2(kernel, items) };
-        }
-    }
-    run_range::<K, false>(kernel, items);
-}
-
-/// Splits all items over at most `threads` threads, each a contiguous range.
-fn run_items<K: Kernel>(kernel: &K, threads: usize) {
+/// Runs all items, a contiguous range per thread.
+fn run_items<K: Kernel>(kernel: &K, how: Run) {
     let dims = kernel.dims();
-    let items = dims.batch * dims.channels.div_ceil(LANES);
-    // A thread costs some tens of microseconds to start: worth it from about 32 thousand elements.
-    let threads = threads.clamp(1, (dims.len() / 32_768).max(1)).min(items.max(1));
-    let per_thread = items.div_ceil(threads);
+    let items = Item::count(dims);
+    let threads = how.threads.clamp(1, (dims.len() / ELEMENTS_PER_THREAD).max(1)).min(items.max(1));
+    let share = items.div_ceil(threads);
     std::thread::scope(|scope| {
         for thread in 1..threads {
-            let range = (thread * per_thread).min(items)..((thread + 1) * per_thread).min(items);
-            scope.spawn(move || dispatch(kernel, range));
+            let range = (thread * share).min(items)..((thread + 1) * share).min(items);
+            scope.spawn(move || how.level.dispatch(Items(kernel, range)));
         }
-        dispatch(kernel, 0..per_thread.min(items));
+        how.level.dispatch(Items(kernel, 0..share.min(items)));
     });
 }
 
@@ -255,5 +231,75 @@ fn sum_rows(rows: &[f32], out: &mut [f32]) {
     let channels = out.len();
     for (c, sum) in out.iter_mut().enumerate() {
         *sum = rows.iter().skip(c).step_by(channels.max(1)).map(|&x| f64::from(x)).sum::<f64>() as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::for_each_isa;
+
+    /// Sizes with channel tails, one token, one row; the last is split over threads.
+    pub(super) const SIZES: [SeqDims; 4] = [
+        SeqDims { batch: 1, time: 1, channels: 1 },
+        SeqDims { batch: 3, time: 5, channels: 17 },
+        SeqDims { batch: 2, time: 9, channels: 48 },
+        SeqDims { batch: 4, time: 100, channels: 200 },
+    ];
+
+    /// Numbers in -1..1 that look random and are the same in every run.
+    pub(super) fn numbers(seed: u32, len: usize) -> Vec<f32> {
+        let mut state = u64::from(seed) + 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// Runs `results` for every instruction set and several thread counts, and asserts that all bits are equal.
+    pub(super) fn same_bits_everywhere(results: impl Fn(Run) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        let bits = |all: &[Vec<f32>]| -> Vec<Vec<u32>> {
+            all.iter().map(|x| x.iter().map(|v| v.to_bits()).collect()).collect()
+        };
+        let first = results(Run { level: Level::best(), threads: 1 });
+        for_each_isa(|level| {
+            for threads in [1, 2, 5] {
+                let other = results(Run { level, threads });
+                assert_eq!(bits(&first), bits(&other), "{} with {threads} threads", level.name());
+            }
+        });
+        assert!(first.iter().flatten().all(|x| x.is_finite()), "something was not written");
+        first
+    }
+
+    #[test]
+    fn items_cover_every_element_once() {
+        for dims in SIZES {
+            let mut seen = vec![0; dims.len()];
+            for index in 0..Item::count(dims) {
+                let item = Item::new(index, dims);
+                (0..dims.time).flat_map(|t| item.token(t)).for_each(|i| seen[i] += 1);
+            }
+            assert!(seen.iter().all(|&n| n == 1), "{dims:?}");
+        }
+    }
+
+    #[test]
+    fn bfloat16_rounds_to_nearest_even_and_keeps_nan() {
+        use sealed::Sealed;
+        let cases = [
+            (1.0, 0x3f80),
+            (f32::from_bits(0x3f80_8000), 0x3f80), // a tie goes to the even neighbour
+            (f32::from_bits(0x3f81_8000), 0x3f82),
+            (f32::from_bits(0x3f80_8001), 0x3f81),
+            (-0.0, 0x8000),
+            (f32::MAX, 0x7f80),
+            (f32::NEG_INFINITY, 0xff80),
+            (f32::from_bits(0x7f80_0001), 0x7fc0),
+        ];
+        for (x, bits) in cases {
+            assert_eq!(Bf16Bits::narrow(x), bits, "{x}");
+        }
     }
 }

@@ -54,6 +54,7 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// Operations on the stack, constants and the memo; the rest is [`Machine::combine`].
     fn step(&mut self, op: u8) -> Refused<()> {
         match op {
             0x80 => match self.take(1)?[0] {
@@ -110,6 +111,13 @@ impl<'a> Machine<'a> {
             0x94 => self.memoize(self.memo.len() as u32),
             b'h' => self.recall::<1>(),
             b'j' => self.recall::<4>(),
+            _ => self.combine(op),
+        }
+    }
+
+    /// Operations that make something of what lies on the stack.
+    fn combine(&mut self, op: u8) -> Refused<()> {
+        match op {
             b')' => self.push(Value::Tuple(Vec::new())),
             0x85 => self.tuple(1),
             0x86 => self.tuple(2),

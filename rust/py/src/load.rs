@@ -1,0 +1,87 @@
+//! From the options of `spikelet.load` to a model.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use spikelet::config::ModelType;
+use spikelet::error::{Error, Result};
+use spikelet::model::LoadOptions;
+use spikelet::weights::OpenOptions;
+use spikelet_simd::WeightFormat;
+
+use crate::args::Int;
+use crate::errors::{bad_option, engine};
+use crate::model::Model;
+use crate::shared::Shared;
+
+/// Loads a model folder or file: `spikelet.load` without looking for names.
+#[pyfunction]
+#[pyo3(signature = (
+    path, *, device="auto", dtype="auto", threads=None, model_type=None, spike_embedding=None, rescale_every=None
+))]
+#[expect(clippy::too_many_arguments, reason = "the keywords of a Python function")]
+pub fn load_model(
+    py: Python<'_>,
+    path: PathBuf,
+    device: &str,
+    dtype: &str,
+    threads: Option<Int>,
+    model_type: Option<&str>,
+    spike_embedding: Option<bool>,
+    rescale_every: Option<Int>,
+) -> PyResult<Model> {
+    engine(py, || {
+        check_device(device)?;
+        let options = LoadOptions {
+            format: format(dtype)?,
+            threads: threads.map(thread_count).transpose()?,
+            level: None,
+            open: open_options(model_type, spike_embedding)?,
+            rescale_every: rescale_every
+                .map(|every| every.to("rescale_every", "0 (off) or a number of layers"))
+                .transpose()?,
+        };
+        let model = spikelet::model::Model::load(&path, &options)?;
+        Ok(Model { shared: Arc::new(Shared::new(model)?) })
+    })
+}
+
+/// What a bare file of weights leaves open.
+pub fn open_options(model_type: Option<&str>, spike_embedding: Option<bool>) -> Result<OpenOptions> {
+    Ok(OpenOptions { model_type: model_type.map(ModelType::by_name).transpose()?, spike_embedding })
+}
+
+fn check_device(device: &str) -> Result<()> {
+    match device {
+        "auto" | "cpu" => Ok(()),
+        "cuda" => Err(Error::Unsupported {
+            what: "device \"cuda\"".into(),
+            reason: "this version computes on the CPU only; use device=\"cpu\" or \"auto\"".into(),
+        }),
+        _ => Err(bad_option("device", format!("{device:?}"), "\"auto\", \"cpu\" or \"cuda\"")),
+    }
+}
+
+/// The format of a `dtype` option; none for `"auto"`.
+fn format(dtype: &str) -> Result<Option<WeightFormat>> {
+    const NEEDED: &str = "\"auto\", \"f32\", \"bf16\" or \"f16\"";
+    match dtype {
+        "auto" => Ok(None),
+        "f32" => Ok(Some(WeightFormat::F32)),
+        "bf16" => Ok(Some(WeightFormat::Bf16)),
+        "f16" => Ok(Some(WeightFormat::F16)),
+        "q8" | "q4" => Err(Error::Unsupported {
+            what: format!("dtype {dtype:?}"),
+            reason: format!("this version has no quantised formats; use {NEEDED}"),
+        }),
+        _ => Err(bad_option("dtype", format!("{dtype:?}"), NEEDED)),
+    }
+}
+
+/// More threads than any machine has processors would be a mistake that costs memory.
+fn thread_count(threads: Int) -> Result<usize> {
+    const NEEDED: &str = "a number of threads from 1 to 1024";
+    let count = threads.to("threads", NEEDED)?;
+    if (1..=1024).contains(&count) { Ok(count) } else { Err(bad_option("threads", count, NEEDED)) }
+}
