@@ -134,7 +134,7 @@ def main() -> None:
     """Run, draw, write."""
     parser = argparse.ArgumentParser(description="Draw a terminal with a command's real output.")
     parser.add_argument("picture", type=Path, help="SVG file to write")
-    parser.add_argument("--columns", type=int, default=84)
+    parser.add_argument("--columns", type=int, default=90)
     words = sys.argv[1:]
     if "--" not in words:
         parser.error("needs -- and a command")

@@ -43,14 +43,14 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def start(
     *words: str | Path, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """The program with pipes, still running."""
+    """The program with unbuffered pipes, still running."""
     streams: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
     return subprocess.Popen(
-        [*PROGRAM, *map(str, words)], env=environment(env), **{**streams, **options}
+        [*PROGRAM, *map(str, words)], bufsize=0, env=environment(env), **{**streams, **options}
     )
 
 

@@ -40,6 +40,15 @@ def test_every_level_gives_the_stored_bits(cli: Cli, answered: Path) -> None:
     assert "\x1b" not in result.out
 
 
+def test_the_bundled_model_has_its_logits_stored(cli: Cli) -> None:
+    if "bundled" not in spikelet.local_models():
+        pytest.skip("this checkout has no bundled model")
+    result = cli("doctor")
+    assert result.code == 0, f"after a change of the model: scripts/make_selftest.py\n{result.out}"
+    levels = spikelet.cpu_features()["levels"]
+    assert result.out.count("the stored logits, bit for bit") == len(levels)
+
+
 def test_without_stored_logits_the_levels_judge_each_other(model_folder: Path) -> None:
     outcomes = run_levels(model_folder, spikelet.cpu_features()["levels"])
     assert all(outcome.ok for outcome in outcomes)

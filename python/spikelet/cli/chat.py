@@ -181,7 +181,10 @@ class ChatLoop:
         ):
             self._say("The end. The next line begins a new story.")
         if self._stats:
-            show_stats(self._session.model, generation, None)
+            # A story is handed over by closing its generation at the end of a sentence.
+            handed_over = generation.finish_reason == "cancelled"
+            end = "sentence" if handed_over else None
+            show_stats(self._session.model, generation, None, end=end)
 
     def _stop_reply(self) -> None:
         """The session goes on after what was written so far."""

@@ -176,9 +176,13 @@ def as_dict(model: Model, prompt: str, completion: Completion) -> dict[str, Any]
 
 
 def show_stats(
-    model: Model, generation: Generation | Completion, first_token: float | None
+    model: Model,
+    generation: Generation | Completion,
+    first_token: float | None,
+    *,
+    end: str | None = None,
 ) -> None:
-    """Two lines on stderr: what ran, and how fast."""
+    """Two lines on stderr: what ran, and how fast. `end` is a better word for why it ended."""
     err = stderr()
     stats = generation.stats
     parts = [
@@ -187,7 +191,7 @@ def show_stats(
     ]
     if first_token is not None:
         parts.append(f"first after {human_seconds(first_token)}")
-    parts.append(f"end: {generation.finish_reason or 'cancelled'}")
+    parts.append(f"end: {end or generation.finish_reason or 'cancelled'}")
     parts.append(f"seed {generation.seed}")
     threads = f"{model.threads} thread{'s' if model.threads != 1 else ''}"
     machine = f"{model.config.model_type} {model.dtype} on {model.device} ({model.isa}, {threads})"
