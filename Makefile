@@ -56,7 +56,7 @@ format: $(VENV)/dev ## Format all code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/built ## Measure decode and prefill beside the machine's bandwidth and FMA peak
+bench: $(VENV)/built $(VENV)/dev ## Measure decode and prefill beside what the machine gives
 	$(BIN)/python benches/decode.py
 
 clean: ## Remove everything that was built

@@ -1,4 +1,4 @@
-"""Decode, passes of 4 tokens and prefill of random models, beside the machine's bandwidth and FMA peak.
+"""Decode, passes of 4 tokens and prefill of random models, beside what the machine gives.
 
     python benches/decode.py [--quick] [--json FILE]
 

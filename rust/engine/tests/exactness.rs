@@ -89,9 +89,8 @@ fn run_together(model: &Arc<Model>, rows: &[(Vec<u32>, usize)]) -> Vec<(Vec<u32>
     let mut at = vec![0; rows.len()];
     loop {
         // Rows end at different passes and leave; the first one joins a pass late.
-        let active: Vec<usize> = (0..rows.len())
-            .filter(|&i| at[i] < rows[i].0.len() && (i > 0 || rows.len() == 1 || at[1] > 0))
-            .collect();
+        let active: Vec<usize> =
+            (0..rows.len()).filter(|&i| at[i] < rows[i].0.len() && (i > 0 || rows.len() == 1 || at[1] > 0)).collect();
         if active.is_empty() {
             break;
         }

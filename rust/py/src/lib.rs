@@ -25,9 +25,7 @@ mod _spikelet {
     #[pymodule_export]
     use super::config::ModelConfig;
     #[pymodule_export]
-    use super::files::{
-        convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth,
-    };
+    use super::files::{convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth};
     #[pymodule_export]
     use super::generation::{Completion, Generation, GenerationStats};
     #[pymodule_export]

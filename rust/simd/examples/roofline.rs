@@ -38,9 +38,7 @@ fn matrices(cpu: &Cpu, outputs: usize, inputs: usize, format: WeightFormat) -> V
     };
     let first = make();
     let copies = (MEMORY / first.bytes()).max(1);
-    std::iter::once(first)
-        .chain((1..copies).map(|_| make()))
-        .collect()
+    std::iter::once(first).chain((1..copies).map(|_| make())).collect()
 }
 
 fn report(cpu: &Cpu, outputs: usize, inputs: usize, format: WeightFormat, peak: f64) {
@@ -75,16 +73,9 @@ fn report(cpu: &Cpu, outputs: usize, inputs: usize, format: WeightFormat, peak: 
 
     let one = &weights[..1];
     let flops = (2 * PREFILL * inputs * outputs) as f64;
-    let prefill = median(
-        (0..5)
-            .map(|_| seconds(|| one.iter().for_each(|w| cpu.matmul(w, &x, PREFILL, &mut y))))
-            .collect(),
-    );
-    println!(
-        "; n={PREFILL}: {:5.1} GFLOP/s = {:3.0}%",
-        flops / prefill / 1e9,
-        100.0 * flops / prefill / 1e9 / peak
-    );
+    let prefill =
+        median((0..5).map(|_| seconds(|| one.iter().for_each(|w| cpu.matmul(w, &x, PREFILL, &mut y)))).collect());
+    println!("; n={PREFILL}: {:5.1} GFLOP/s = {:3.0}%", flops / prefill / 1e9, 100.0 * flops / prefill / 1e9 / peak);
 }
 
 fn main() {

@@ -14,9 +14,8 @@ pub(crate) struct Pair(__m256, __m256);
 impl Avx2 {
     /// The features tested here are exactly those enabled in `enter_enabled`.
     pub(crate) fn new() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         has.then_some(Avx2(()))
     }
 
@@ -55,10 +54,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> Pair {
-        avx2!(Pair(
-            _mm256_loadu_ps(x.as_ptr()),
-            _mm256_loadu_ps(x.as_ptr().add(8))
-        ))
+        avx2!(Pair(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))))
     }
     #[inline(always)]
     fn store(self, v: Pair, to: &mut [f32; LANES]) {
@@ -101,10 +97,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
-        avx2!(Pair(
-            _mm256_fmadd_ps(a.0, b.0, c.0),
-            _mm256_fmadd_ps(a.1, b.1, c.1)
-        ))
+        avx2!(Pair(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)))
     }
     #[inline(always)]
     fn max(self, a: Pair, b: Pair) -> Pair {
@@ -146,10 +139,6 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn prefetch<T>(self, at: *const T, near: bool) {
-        if near {
-            avx2!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
-        } else {
-            avx2!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
-        }
+        if near { avx2!(_mm_prefetch::<_MM_HINT_T0>(at.cast())) } else { avx2!(_mm_prefetch::<_MM_HINT_T1>(at.cast())) }
     }
 }

@@ -95,27 +95,15 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn select_gt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
-        avx512!(_mm512_mask_blend_ps(
-            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b),
-            no,
-            yes
-        ))
+        avx512!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), no, yes))
     }
     #[inline(always)]
     fn select_ge(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
-        avx512!(_mm512_mask_blend_ps(
-            _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b),
-            no,
-            yes
-        ))
+        avx512!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b), no, yes))
     }
     #[inline(always)]
     fn select_nan(self, x: __m512, yes: __m512, no: __m512) -> __m512 {
-        avx512!(_mm512_mask_blend_ps(
-            _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x),
-            no,
-            yes
-        ))
+        avx512!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), no, yes))
     }
     #[inline(always)]
     fn scale_exponent(self, p: __m512, magic: __m512) -> __m512 {

@@ -24,9 +24,7 @@ pub fn f16_to_f32(x: u16) -> f32 {
     let magnitude = u32::from(x & 0x7fff);
     // The f32 with the same exponent and mantissa fields is 2^112 too small, in both ranges; the product is exact.
     let scaled = f32::from_bits(magnitude << 13) * f32::from_bits((254 - 15) << 23);
-    let special = f32::from_bits(
-        0x7f80_0000 | (magnitude << 13) | if magnitude > 0x7c00 { 0x0040_0000 } else { 0 },
-    );
+    let special = f32::from_bits(0x7f80_0000 | (magnitude << 13) | if magnitude > 0x7c00 { 0x0040_0000 } else { 0 });
     let value = if magnitude >= 0x7c00 { special } else { scaled };
     f32::from_bits(sign | value.to_bits())
 }
@@ -53,11 +51,7 @@ pub fn f32_to_f16(x: f32) -> u16 {
 
 /// Converts every element with `f`, from `from` to `to`, which must be of equal length.
 fn convert_slice<A: Copy, B>(from: &[A], to: &mut [B], f: impl Fn(A) -> B) {
-    assert_eq!(
-        from.len(),
-        to.len(),
-        "converted slices must be of equal length"
-    );
+    assert_eq!(from.len(), to.len(), "converted slices must be of equal length");
     for (to, &from) in to.iter_mut().zip(from) {
         *to = f(from);
     }
@@ -98,11 +92,7 @@ mod tests {
             0 => mantissa * 2f64.powi(-24),
             e => (1024.0 + mantissa) * 2f64.powi(e - 25),
         };
-        if x & 0x8000 == 0 {
-            magnitude
-        } else {
-            -magnitude
-        }
+        if x & 0x8000 == 0 { magnitude } else { -magnitude }
     }
 
     #[test]
@@ -110,10 +100,7 @@ mod tests {
         for x in 0..=u16::MAX {
             let wide = f16_to_f32(x);
             let wanted = naive_f16(x);
-            assert!(
-                f64::from(wide).to_bits() == wanted.to_bits() || (wide.is_nan() && wanted.is_nan()),
-                "{x:#06x}"
-            );
+            assert!(f64::from(wide).to_bits() == wanted.to_bits() || (wide.is_nan() && wanted.is_nan()), "{x:#06x}");
             if wide.is_nan() {
                 assert!(f16_to_f32(f32_to_f16(wide)).is_nan());
                 assert!(bf16_to_f32(f32_to_bf16(wide)).is_nan());
@@ -134,23 +121,11 @@ mod tests {
         let mut high = infinity;
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if f64::from(widen(middle)) <= magnitude {
-                low = middle
-            } else {
-                high = middle
-            }
+            if f64::from(widen(middle)) <= magnitude { low = middle } else { high = middle }
         }
-        let above = if high == infinity {
-            beyond
-        } else {
-            f64::from(widen(high))
-        };
+        let above = if high == infinity { beyond } else { f64::from(widen(high)) };
         let (down, up) = (magnitude - f64::from(widen(low)), above - magnitude);
-        let pick = if down < up || (down == up && low & 1 == 0) {
-            low
-        } else {
-            high
-        };
+        let pick = if down < up || (down == up && low & 1 == 0) { low } else { high };
         pick | if x.is_sign_negative() { 0x8000 } else { 0 }
     }
 
@@ -159,29 +134,16 @@ mod tests {
         let mut rng = Rng(5);
         for i in 0..if cfg!(miri) { 500 } else { 200_000 } {
             // Around the range of half floats, with many ties.
-            let mut bits = (rng.next_u32() & 0x8000_0000)
-                | ((rng.next_u32() % 50 + 95) << 23)
-                | (rng.next_u32() & 0x007f_ffff);
+            let mut bits =
+                (rng.next_u32() & 0x8000_0000) | ((rng.next_u32() % 50 + 95) << 23) | (rng.next_u32() & 0x007f_ffff);
             if i % 3 == 0 {
                 bits &= 0xffff_f000;
             }
             let x = f32::from_bits(bits);
-            assert_eq!(
-                f32_to_f16(x),
-                naive_narrow(x, f16_to_f32, 0x7c00, 65536.0),
-                "{x:e}"
-            );
-            let x = f32::from_bits(if i % 3 == 0 {
-                rng.next_u32() & 0xffff_8000
-            } else {
-                rng.next_u32()
-            });
+            assert_eq!(f32_to_f16(x), naive_narrow(x, f16_to_f32, 0x7c00, 65536.0), "{x:e}");
+            let x = f32::from_bits(if i % 3 == 0 { rng.next_u32() & 0xffff_8000 } else { rng.next_u32() });
             if x.is_finite() {
-                assert_eq!(
-                    f32_to_bf16(x),
-                    naive_narrow(x, bf16_to_f32, 0x7f80, 2f64.powi(128)),
-                    "{x:e}"
-                );
+                assert_eq!(f32_to_bf16(x), naive_narrow(x, bf16_to_f32, 0x7f80, 2f64.powi(128)), "{x:e}");
             }
         }
     }
@@ -191,10 +153,7 @@ mod tests {
         type Output = [[f32; LANES]; 2];
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) -> Self::Output {
-            [
-                isa.to_array(isa.load_bf16(self.0)),
-                isa.to_array(isa.load_f16(self.0)),
-            ]
+            [isa.to_array(isa.load_bf16(self.0)), isa.to_array(isa.load_f16(self.0))]
         }
     }
 

@@ -6,9 +6,7 @@ use crate::pool::Pool;
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
 use crate::tile::{Dense, Picks, Steps};
-use crate::vecops::{
-    Add, Binary, Heaviside, LayerNorm, Map, Map2, ReluSquared, Scale, SigmoidMul, TokenMix, Unary,
-};
+use crate::vecops::{Add, Binary, Heaviside, LayerNorm, Map, Map2, ReluSquared, Scale, SigmoidMul, TokenMix, Unary};
 use crate::{LANES, Level, Matrix};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -48,11 +46,7 @@ impl Cpu {
     /// # Panics
     /// If `threads` is 0.
     pub fn new(level: Level, threads: usize) -> Cpu {
-        Cpu {
-            level,
-            pool: Pool::new(threads),
-            scratch: Mutex::default(),
-        }
+        Cpu { level, pool: Pool::new(threads), scratch: Mutex::default() }
     }
 
     /// The instruction set in use.
@@ -78,12 +72,8 @@ impl Cpu {
         if small || self.threads() == 1 {
             return task(0..count);
         }
-        let size = count
-            .div_ceil(self.threads() * TASKS_PER_THREAD)
-            .next_multiple_of(step);
-        self.run(count.div_ceil(size), &|i| {
-            task(i * size..count.min((i + 1) * size))
-        });
+        let size = count.div_ceil(self.threads() * TASKS_PER_THREAD).next_multiple_of(step);
+        self.run(count.div_ceil(size), &|i| task(i * size..count.min((i + 1) * size)));
     }
 
     fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> R {
@@ -103,20 +93,10 @@ impl Cpu {
             2..=STREAM_TOKENS => self.with_scratch(|scratch| {
                 let (width, stride) = (w.inputs(), matmul::stream_stride(w.inputs()));
                 grow(&mut scratch.x, n * stride);
-                for (from, to) in x
-                    .chunks_exact(width.max(1))
-                    .zip(scratch.x.chunks_exact_mut(stride))
-                {
+                for (from, to) in x.chunks_exact(width.max(1)).zip(scratch.x.chunks_exact_mut(stride)) {
                     to[..width].copy_from_slice(from);
                 }
-                self.stream(
-                    w,
-                    &scratch.x[..n * stride],
-                    stride,
-                    n,
-                    Dense { inputs: width },
-                    y,
-                );
+                self.stream(w, &scratch.x[..n * stride], stride, n, Dense { inputs: width }, y);
             }),
             _ => self.with_scratch(|scratch| self.blocked(w, x, n, y, &mut scratch.x)),
         }
@@ -131,21 +111,14 @@ impl Cpu {
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
             let busy = n > STREAM_TOKENS / 2 && w.format().bytes_per_weight() <= 2;
-            let share = if busy {
-                SPARSE_SHARE_BUSY
-            } else {
-                SPARSE_SHARE
-            };
+            let share = if busy { SPARSE_SHARE_BUSY } else { SPARSE_SHARE };
             let most = width * share.0 / share.1;
             let Some(picked) = scratch.picks.find(x, n, width, most) else {
                 return false;
             };
             let stride = matmul::stream_stride(picked.len());
             grow(&mut scratch.x, n * stride);
-            for (from, to) in x
-                .chunks_exact(width)
-                .zip(scratch.x.chunks_exact_mut(stride))
-            {
+            for (from, to) in x.chunks_exact(width).zip(scratch.x.chunks_exact_mut(stride)) {
                 picked.gather(from, to);
             }
             self.stream(w, &scratch.x[..n * stride], stride, n, picked, y);
@@ -156,33 +129,12 @@ impl Cpu {
         }
     }
 
-    fn stream<S: Steps + Sync>(
-        &self,
-        w: &Matrix,
-        x: &[f32],
-        x_stride: usize,
-        n: usize,
-        steps: S,
-        y: &mut [f32],
-    ) {
+    fn stream<S: Steps + Sync>(&self, w: &Matrix, x: &[f32], x_stride: usize, n: usize, steps: S, y: &mut [f32]) {
         let y = &SharedMut::new(y);
         let small = w.outputs() * steps.len() * n < SMALL_PRODUCT;
-        self.split(
-            w.outputs().div_ceil(PANEL),
-            PANELS_AT_ONCE,
-            small,
-            &|panels| {
-                self.level.dispatch(Stream(Product {
-                    w,
-                    x,
-                    x_stride,
-                    n,
-                    steps,
-                    y,
-                    panels,
-                }));
-            },
-        );
+        self.split(w.outputs().div_ceil(PANEL), PANELS_AT_ONCE, small, &|panels| {
+            self.level.dispatch(Stream(Product { w, x, x_stride, n, steps, y, panels }));
+        });
     }
 
     fn blocked(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], copy: &mut Vec<f32>) {
@@ -199,72 +151,31 @@ impl Cpu {
         let small = w.outputs() * width * n < SMALL_PRODUCT;
         self.split(w.outputs().div_ceil(PANEL), 1, small, &|panels| {
             let steps = Dense { inputs: width };
-            self.level.dispatch(Blocked(Product {
-                w,
-                x,
-                x_stride: 0,
-                n,
-                steps,
-                y,
-                panels,
-            }));
+            self.level.dispatch(Blocked(Product { w, x, x_stride: 0, n, steps, y, panels }));
         });
     }
 
     /// `y = (x - mean) / sqrt(variance + eps) * weight + bias` over each of `n` rows of `weight.len()` channels.
-    pub fn layer_norm(
-        &self,
-        x: &[f32],
-        n: usize,
-        weight: &[f32],
-        bias: &[f32],
-        eps: f32,
-        y: &mut [f32],
-    ) {
+    pub fn layer_norm(&self, x: &[f32], n: usize, weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
         let width = weight.len();
-        check(
-            "layer_norm",
-            &[
-                ("x", x.len(), n * width),
-                ("bias", bias.len(), width),
-                ("y", y.len(), n * width),
-            ],
-        );
+        check("layer_norm", &[("x", x.len(), n * width), ("bias", bias.len(), width), ("y", y.len(), n * width)]);
         let y = &SharedMut::new(y);
         self.rows(n, width, &|rows| {
             // SAFETY: each task has its own rows.
             let y = unsafe { y.part(rows.clone()) };
-            self.level.dispatch(LayerNorm {
-                x: &x[rows],
-                weight,
-                bias,
-                eps,
-                y,
-            });
+            self.level.dispatch(LayerNorm { x: &x[rows], weight, bias, eps, y });
         });
     }
 
     /// `y = x * mu + prev * (1 - mu)` over each of `n` rows of `mu.len()` channels.
     pub fn token_mix(&self, x: &[f32], prev: &[f32], n: usize, mu: &[f32], y: &mut [f32]) {
         let size = n * mu.len();
-        check(
-            "token_mix",
-            &[
-                ("x", x.len(), size),
-                ("prev", prev.len(), size),
-                ("y", y.len(), size),
-            ],
-        );
+        check("token_mix", &[("x", x.len(), size), ("prev", prev.len(), size), ("y", y.len(), size)]);
         let y = &SharedMut::new(y);
         self.rows(n, mu.len(), &|rows| {
             // SAFETY: each task has its own rows.
             let y = unsafe { y.part(rows.clone()) };
-            self.level.dispatch(TokenMix {
-                x: &x[rows.clone()],
-                prev: &prev[rows],
-                mu,
-                y,
-            });
+            self.level.dispatch(TokenMix { x: &x[rows.clone()], prev: &prev[rows], mu, y });
         });
     }
 
@@ -314,56 +225,16 @@ impl Cpu {
         let size = tokens * width;
         check(
             "wkv4",
-            &[
-                ("decay", decay.len(), width),
-                ("first", first.len(), width),
-                ("k", k.len(), size),
-                ("v", v.len(), size),
-            ],
+            &[("decay", decay.len(), width), ("first", first.len(), width), ("k", k.len(), size), ("v", v.len(), size)],
         );
-        check(
-            "wkv4",
-            &[
-                ("state", state.len(), lens.len() * 3 * width),
-                ("y", y.len(), size),
-            ],
-        );
-        check(
-            "wkv4",
-            &[(
-                "each",
-                each.as_ref().map_or(3 * size, |e| e.len()),
-                3 * size,
-            )],
-        );
-        let (state, each, y) = (
-            &SharedMut::new(state),
-            each.map(SharedMut::new),
-            &SharedMut::new(y),
-        );
+        check("wkv4", &[("state", state.len(), lens.len() * 3 * width), ("y", y.len(), size)]);
+        check("wkv4", &[("each", each.as_ref().map_or(3 * size, |e| e.len()), 3 * size)]);
+        let (state, each, y) = (&SharedMut::new(state), each.map(SharedMut::new), &SharedMut::new(y));
         // An element costs about as much as ten of an elementwise operation.
-        self.split(
-            width.div_ceil(LANES),
-            1,
-            size * 10 < SMALL_ROWS,
-            &|vectors| {
-                let sequences = Sequences {
-                    lens,
-                    width,
-                    vectors,
-                };
-                self.level.dispatch(Wkv4 {
-                    sequences,
-                    decay,
-                    first,
-                    k,
-                    v,
-                    state,
-                    each: each.as_ref(),
-                    y,
-                });
-            },
-        );
+        self.split(width.div_ceil(LANES), 1, size * 10 < SMALL_ROWS, &|vectors| {
+            let sequences = Sequences { lens, width, vectors };
+            self.level.dispatch(Wkv4 { sequences, decay, first, k, v, state, each: each.as_ref(), y });
+        });
     }
 
     /// Leaky integrate-and-fire neurons over several sequences: `h = s + (x - s) / 2`, `y = 1` and `s = 0` where `h >= 1`, else `y = 0` and `s = h`.
@@ -380,45 +251,19 @@ impl Cpu {
         y: &mut [f32],
     ) {
         let size = lens.iter().sum::<usize>() * width;
-        check(
-            "lif",
-            &[
-                ("x", x.len(), size),
-                ("state", state.len(), lens.len() * width),
-                ("y", y.len(), size),
-            ],
-        );
-        check(
-            "lif",
-            &[("each", each.as_ref().map_or(size, |e| e.len()), size)],
-        );
-        let (state, each, y) = (
-            &SharedMut::new(state),
-            each.map(SharedMut::new),
-            &SharedMut::new(y),
-        );
+        check("lif", &[("x", x.len(), size), ("state", state.len(), lens.len() * width), ("y", y.len(), size)]);
+        check("lif", &[("each", each.as_ref().map_or(size, |e| e.len()), size)]);
+        let (state, each, y) = (&SharedMut::new(state), each.map(SharedMut::new), &SharedMut::new(y));
         self.split(width.div_ceil(LANES), 1, size < SMALL_ROWS, &|vectors| {
-            let sequences = Sequences {
-                lens,
-                width,
-                vectors,
-            };
-            self.level.dispatch(Lif {
-                sequences,
-                x,
-                state,
-                each: each.as_ref(),
-                y,
-            });
+            let sequences = Sequences { lens, width, vectors };
+            self.level.dispatch(Lif { sequences, x, state, each: each.as_ref(), y });
         });
     }
 
     /// Calls `task` with ranges of elements that are whole rows of `width`.
     fn rows(&self, n: usize, width: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
         if width > 0 {
-            self.split(n, 1, n * width < SMALL_ROWS, &|rows| {
-                task(rows.start * width..rows.end * width)
-            });
+            self.split(n, 1, n * width < SMALL_ROWS, &|rows| task(rows.start * width..rows.end * width));
         }
     }
 
@@ -452,20 +297,11 @@ fn grow(buffer: &mut Vec<f32>, len: usize) {
 #[track_caller]
 fn check(op: &str, lengths: &[(&str, usize, usize)]) {
     for (name, found, wanted) in lengths {
-        assert_eq!(
-            found, wanted,
-            "{op}: wrong length of `{name}` (left: found, right: needed)"
-        );
+        assert_eq!(found, wanted, "{op}: wrong length of `{name}` (left: found, right: needed)");
     }
 }
 
 #[track_caller]
 fn check_product(w: &Matrix, x: &[f32], n: usize, y: &[f32]) {
-    check(
-        "matmul",
-        &[
-            ("x", x.len(), n * w.inputs()),
-            ("y", y.len(), n * w.outputs()),
-        ],
-    );
+    check("matmul", &[("x", x.len(), n * w.inputs()), ("y", y.len(), n * w.outputs())]);
 }

@@ -41,15 +41,9 @@ impl fmt::Display for IsaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = NAMES.join(", ");
         match self {
-            IsaError::Unknown { name } => write!(
-                f,
-                "unknown instruction set {name:?}: expected one of {known}"
-            ),
+            IsaError::Unknown { name } => write!(f, "unknown instruction set {name:?}: expected one of {known}"),
             IsaError::Unsupported { name } => {
-                write!(
-                    f,
-                    "this processor does not have the instruction set {name:?}; it has "
-                )?;
+                write!(f, "this processor does not have the instruction set {name:?}; it has ")?;
                 let have: Vec<_> = Level::available().into_iter().map(Level::name).collect();
                 f.write_str(&have.join(", "))
             }
@@ -78,10 +72,7 @@ impl Level {
 
     /// All instruction sets that this processor can run, best first; `portable` is always the last.
     pub fn available() -> Vec<Level> {
-        NAMES
-            .iter()
-            .filter_map(|name| Level::by_name(name).ok())
-            .collect()
+        NAMES.iter().filter_map(|name| Level::by_name(name).ok()).collect()
     }
 
     /// The instruction set called `avx512`, `avx2` or `portable`.
@@ -98,14 +89,10 @@ impl Level {
             #[cfg(not(target_arch = "x86_64"))]
             "avx512" | "avx2" => None,
             _ => {
-                return Err(IsaError::Unknown {
-                    name: name.to_owned(),
-                });
+                return Err(IsaError::Unknown { name: name.to_owned() });
             }
         };
-        kind.map(Level).ok_or_else(|| IsaError::Unsupported {
-            name: name.to_owned(),
-        })
+        kind.map(Level).ok_or_else(|| IsaError::Unsupported { name: name.to_owned() })
     }
 
     /// The name that [`Level::by_name`] takes.
@@ -149,20 +136,9 @@ mod tests {
     #[test]
     fn an_unknown_name_is_an_error_that_names_it() {
         let error = Level::by_name("sse9").expect_err("no such instruction set");
-        assert_eq!(
-            error.to_string(),
-            "unknown instruction set \"sse9\": expected one of avx512, avx2, portable"
-        );
-        let error = IsaError::Unsupported {
-            name: "avx512".into(),
-        }
-        .to_string();
-        assert!(
-            error.starts_with(
-                "this processor does not have the instruction set \"avx512\"; it has "
-            ),
-            "{error}"
-        );
+        assert_eq!(error.to_string(), "unknown instruction set \"sse9\": expected one of avx512, avx2, portable");
+        let error = IsaError::Unsupported { name: "avx512".into() }.to_string();
+        assert!(error.starts_with("this processor does not have the instruction set \"avx512\"; it has "), "{error}");
         assert!(error.ends_with("portable"), "{error}");
     }
 }

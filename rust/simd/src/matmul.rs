@@ -117,12 +117,7 @@ impl Target<'_, '_> {
     #[inline(always)]
     fn sums(&self, edge: &mut Edge, first: usize) -> (*mut f32, usize) {
         if self.width() == PANEL {
-            (
-                self.y
-                    .start()
-                    .wrapping_add(first * self.outputs + self.panel * PANEL),
-                self.outputs,
-            )
+            (self.y.start().wrapping_add(first * self.outputs + self.panel * PANEL), self.outputs)
         } else {
             (edge.as_mut_ptr().cast(), PANEL)
         }
@@ -199,11 +194,7 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
 
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
     for panel in panel..a.panels.end {
-        let target = Target {
-            y: a.y,
-            outputs,
-            panel,
-        };
+        let target = Target { y: a.y, outputs, panel };
         let to = tile_at(panel, target.sums(&mut edge, 0));
         if I::TILE_VECTORS == 2 {
             // SAFETY: one panel of this task, full or summed up in `edge`; the sizes have been checked above.
@@ -253,27 +244,17 @@ fn blocked<I: Isa, W: Weight>(isa: I, a: Product<'_, Dense>) {
     let tiles = n.div_ceil(I::TILE_TOKENS);
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
     for chunk in 0..inputs.div_ceil(CHUNK).max(1) {
-        let steps = Dense {
-            inputs: CHUNK.min(inputs - chunk * CHUNK),
-        };
+        let steps = Dense { inputs: CHUNK.min(inputs - chunk * CHUNK) };
         for panel in a.panels.clone() {
-            let target = Target {
-                y: a.y,
-                outputs,
-                panel,
-            };
+            let target = Target { y: a.y, outputs, panel };
             for i in 0..tiles {
                 let tokens = i * n / tiles..(i + 1) * n / tiles;
                 target.take(&mut edge, tokens.clone());
                 let (acc, acc_stride) = target.sums(&mut edge, tokens.start);
                 let to = Tile {
-                    w: weights
-                        .as_ptr()
-                        .wrapping_add(panel * size + chunk * CHUNK * PANEL),
+                    w: weights.as_ptr().wrapping_add(panel * size + chunk * CHUNK * PANEL),
                     panel: size,
-                    x: a.x
-                        .as_ptr()
-                        .wrapping_add((chunk * n + tokens.start) * CHUNK_STRIDE),
+                    x: a.x.as_ptr().wrapping_add((chunk * n + tokens.start) * CHUNK_STRIDE),
                     x_stride: CHUNK_STRIDE,
                     acc,
                     acc_stride,
@@ -291,13 +272,7 @@ fn blocked<I: Isa, W: Weight>(isa: I, a: Product<'_, Dense>) {
 /// # Safety
 /// As for `tile` with one panel, two vectors and `n` tokens.
 #[inline(always)]
-unsafe fn blocked_tile<I: Isa, W: Weight>(
-    isa: I,
-    to: Tile<W>,
-    steps: Dense,
-    n: usize,
-    fresh: bool,
-) {
+unsafe fn blocked_tile<I: Isa, W: Weight>(isa: I, to: Tile<W>, steps: Dense, n: usize, fresh: bool) {
     let blocks = 0..steps.blocks();
     macro_rules! tiles {
         ($vectors:literal, [$($k:literal)*]) => {
@@ -334,14 +309,8 @@ mod tests {
             w.row_to_f32(o, &mut row);
             for t in 0..n {
                 let mut acc = 0.0;
-                for (w, x) in row
-                    .chunks(BLOCK)
-                    .zip(x[t * inputs..(t + 1) * inputs].chunks(BLOCK))
-                {
-                    acc += w
-                        .iter()
-                        .zip(x)
-                        .fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum));
+                for (w, x) in row.chunks(BLOCK).zip(x[t * inputs..(t + 1) * inputs].chunks(BLOCK)) {
+                    acc += w.iter().zip(x).fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum));
                 }
                 y[t * outputs + o] = acc;
             }
@@ -352,21 +321,13 @@ mod tests {
     fn random_matrix(rng: &mut Rng, outputs: usize, inputs: usize, format: WeightFormat) -> Matrix {
         let values = rng.vec(outputs * inputs);
         let cpu = Cpu::new(Level::best(), 1);
-        Matrix::pack(outputs, inputs, format, &cpu, |o, row| {
-            row.copy_from_slice(&values[o * inputs..(o + 1) * inputs])
-        })
+        Matrix::pack(outputs, inputs, format, &cpu, |o, row| row.copy_from_slice(&values[o * inputs..(o + 1) * inputs]))
     }
 
     /// Both products, written over NaN.
     fn check(cpu: &Cpu, w: &Matrix, x: &[f32], n: usize, wanted: &[f32]) {
-        let what = format!(
-            "{} x{} {:?} {}x{} n={n}",
-            cpu.level().name(),
-            cpu.threads(),
-            w.format(),
-            w.outputs(),
-            w.inputs()
-        );
+        let what =
+            format!("{} x{} {:?} {}x{} n={n}", cpu.level().name(), cpu.threads(), w.format(), w.outputs(), w.inputs());
         let mut y = vec![f32::NAN; wanted.len()];
         cpu.matmul(w, x, n, &mut y);
         assert_same_bits(&y, wanted, &what);
@@ -376,10 +337,8 @@ mod tests {
     }
 
     fn check_shapes(shapes: &[(usize, usize)], counts: &[usize], threads: &[usize]) {
-        let cpus: Vec<Cpu> = Level::available()
-            .into_iter()
-            .flat_map(|l| threads.iter().map(move |&t| Cpu::new(l, t)))
-            .collect();
+        let cpus: Vec<Cpu> =
+            Level::available().into_iter().flat_map(|l| threads.iter().map(move |&t| Cpu::new(l, t))).collect();
         let mut rng = Rng(19);
         for &(outputs, inputs) in shapes {
             for format in FORMATS {
@@ -407,24 +366,9 @@ mod tests {
 
     #[test]
     fn same_bits_at_odd_sizes() {
-        let lengths: &[usize] = if cfg!(miri) {
-            &[0, 17]
-        } else {
-            &[0, 1, 15, 16, 17, 31, 32, 33, 63, 65]
-        };
-        let shapes: Vec<(usize, usize)> = lengths
-            .iter()
-            .flat_map(|&o| lengths.iter().map(move |&i| (o, i)))
-            .collect();
-        check_shapes(
-            &shapes,
-            if cfg!(miri) {
-                &[1, 9]
-            } else {
-                &[0, 1, 2, 5, 8, 13]
-            },
-            &[1],
-        );
+        let lengths: &[usize] = if cfg!(miri) { &[0, 17] } else { &[0, 1, 15, 16, 17, 31, 32, 33, 63, 65] };
+        let shapes: Vec<(usize, usize)> = lengths.iter().flat_map(|&o| lengths.iter().map(move |&i| (o, i))).collect();
+        check_shapes(&shapes, if cfg!(miri) { &[1, 9] } else { &[0, 1, 2, 5, 8, 13] }, &[1]);
     }
 
     #[test]
@@ -455,11 +399,7 @@ mod tests {
         for format in FORMATS {
             let w = random_matrix(&mut rng, outputs, inputs, format);
             for share in [0, 4, 7, 8] {
-                for n in if cfg!(miri) {
-                    vec![1, 2]
-                } else {
-                    vec![1, 2, 3, 4, 5, 8, 9]
-                } {
+                for n in if cfg!(miri) { vec![1, 2] } else { vec![1, 2, 3, 4, 5, 8, 9] } {
                     let x = sparse_inputs(&mut rng, n, inputs, share);
                     let wanted = naive_matmul(&w, &x, n);
                     for_each_isa(|level| check(&Cpu::new(level, 2), &w, &x, n, &wanted));
@@ -482,8 +422,7 @@ mod tests {
         for n in [1, 2, 4] {
             let x: Vec<f32> = (0..n * inputs)
                 .map(|i| {
-                    [0.0, -0.0, tiny, -tiny, 0.0, 0.0, -0.0]
-                        [(i % inputs) * 5 % 7 * usize::from(i % inputs % 16 == 3)]
+                    [0.0, -0.0, tiny, -tiny, 0.0, 0.0, -0.0][(i % inputs) * 5 % 7 * usize::from(i % inputs % 16 == 3)]
                 })
                 .collect();
             let wanted = naive_matmul(&w, &x, n);
@@ -498,10 +437,7 @@ mod tests {
         let mut x = vec![0.0; 2 * 70];
         (x[3], x[75]) = (f32::INFINITY, f32::NAN);
         let wanted = naive_matmul(&w, &x, 2);
-        assert!(
-            wanted[..40].iter().all(|v| v.is_infinite() || v.is_nan())
-                && wanted[40..].iter().all(|v| v.is_nan())
-        );
+        assert!(wanted[..40].iter().all(|v| v.is_infinite() || v.is_nan()) && wanted[40..].iter().all(|v| v.is_nan()));
         for_each_isa(|level| check(&Cpu::new(level, 1), &w, &x, 2, &wanted));
     }
 

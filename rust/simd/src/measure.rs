@@ -18,9 +18,7 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
     let cpu = Cpu::new(Level::best(), threads);
     let outputs = (bytes / size_of::<f32>() / INPUTS).max(1);
     // A matrix, so that alignment and page size are those of weights.
-    let memory = Matrix::pack(outputs, INPUTS, WeightFormat::F32, &cpu, |o, row| {
-        row.fill(o as f32)
-    });
+    let memory = Matrix::pack(outputs, INPUTS, WeightFormat::F32, &cpu, |o, row| row.fill(o as f32));
     let (words, _) = memory.weights::<f32>().as_chunks::<LANES>();
     let share = words.len().div_ceil(8 * threads);
     let pass = || {
@@ -97,8 +95,7 @@ impl Op for Multiply {
         let factor = isa.splat(black_box(0.999));
         let term = isa.splat(black_box(0.001));
         // Different lanes: of equal ones the compiler would compute one half.
-        let mut sums =
-            [(); Self::CHAINS].map(|()| isa.load(&black_box(std::array::from_fn(|i| i as f32))));
+        let mut sums = [(); Self::CHAINS].map(|()| isa.load(&black_box(std::array::from_fn(|i| i as f32))));
         for _ in 0..self.0 {
             for sum in &mut sums {
                 *sum = isa.fma(*sum, factor, term);

@@ -70,21 +70,12 @@ impl Matrix {
                 row(first + lane, &mut values);
                 match format {
                     WeightFormat::F32 => scatter(bytes, lane, &values, f32::to_ne_bytes),
-                    WeightFormat::Bf16 => scatter(bytes, lane, &values, |v| {
-                        convert::f32_to_bf16(v).to_ne_bytes()
-                    }),
-                    WeightFormat::F16 => scatter(bytes, lane, &values, |v| {
-                        convert::f32_to_f16(v).to_ne_bytes()
-                    }),
+                    WeightFormat::Bf16 => scatter(bytes, lane, &values, |v| convert::f32_to_bf16(v).to_ne_bytes()),
+                    WeightFormat::F16 => scatter(bytes, lane, &values, |v| convert::f32_to_f16(v).to_ne_bytes()),
                 }
             }
         });
-        Matrix {
-            outputs,
-            inputs,
-            format,
-            data,
-        }
+        Matrix { outputs, inputs, format, data }
     }
 
     /// Rows: the length of a product.
@@ -129,22 +120,12 @@ impl Matrix {
     pub(crate) fn weights<W: Weight>(&self) -> &[W] {
         assert_eq!(W::FORMAT, self.format, "the type of the weights");
         // SAFETY: `pack` has written every byte, any bits are a valid `W`, and the buffer is aligned for all of them.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.data.start.as_ptr().cast(),
-                self.data.bytes / size_of::<W>(),
-            )
-        }
+        unsafe { std::slice::from_raw_parts(self.data.start.as_ptr().cast(), self.data.bytes / size_of::<W>()) }
     }
 }
 
 /// Writes one output's weights into its lane of a panel.
-fn scatter<const N: usize>(
-    panel: &mut [u8],
-    lane: usize,
-    values: &[f32],
-    narrow: impl Fn(f32) -> [u8; N],
-) {
+fn scatter<const N: usize>(panel: &mut [u8], lane: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
     let (slots, _) = panel.as_chunks_mut::<N>();
     for (slots, &value) in slots.chunks_exact_mut(PANEL).zip(values) {
         slots[lane] = narrow(value);
@@ -184,27 +165,18 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     fn new(bytes: usize) -> Buffer {
         if bytes == 0 {
-            return Buffer {
-                start: NonNull::<Line>::dangling().cast(),
-                bytes,
-            };
+            return Buffer { start: NonNull::<Line>::dangling().cast(), bytes };
         }
         let layout = Self::layout(bytes);
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         advise_huge_pages(start, bytes);
         Buffer { start, bytes }
     }
 
     fn layout(bytes: usize) -> Layout {
-        let align = if bytes >= 2 * HUGE_PAGE {
-            HUGE_PAGE
-        } else {
-            LINE
-        };
+        let align = if bytes >= 2 * HUGE_PAGE { HUGE_PAGE } else { LINE };
         Layout::from_size_align(bytes, align).expect("a matrix fits the address space")
     }
 }
@@ -251,32 +223,19 @@ mod tests {
             let values = Rng(3).vec(outputs * inputs);
             for (format, round) in [
                 (WeightFormat::F32, (|v| v) as fn(f32) -> f32),
-                (WeightFormat::Bf16, |v| {
-                    convert::bf16_to_f32(convert::f32_to_bf16(v))
-                }),
-                (WeightFormat::F16, |v| {
-                    convert::f16_to_f32(convert::f32_to_f16(v))
-                }),
+                (WeightFormat::Bf16, |v| convert::bf16_to_f32(convert::f32_to_bf16(v))),
+                (WeightFormat::F16, |v| convert::f16_to_f32(convert::f32_to_f16(v))),
             ] {
                 let cpu = Cpu::new(Level::best(), 2);
                 let m = Matrix::pack(outputs, inputs, format, &cpu, |o, row| {
                     row.copy_from_slice(&values[o * inputs..][..inputs])
                 });
-                assert_eq!(
-                    (m.outputs(), m.inputs(), m.format()),
-                    (outputs, inputs, format)
-                );
-                assert_eq!(
-                    m.bytes(),
-                    outputs.div_ceil(32) * 32 * inputs * format.bytes_per_weight()
-                );
+                assert_eq!((m.outputs(), m.inputs(), m.format()), (outputs, inputs, format));
+                assert_eq!(m.bytes(), outputs.div_ceil(32) * 32 * inputs * format.bytes_per_weight());
                 let mut row = vec![f32::NAN; inputs];
                 for o in 0..outputs {
                     m.row_to_f32(o, &mut row);
-                    let wanted: Vec<f32> = values[o * inputs..][..inputs]
-                        .iter()
-                        .map(|&v| round(v))
-                        .collect();
+                    let wanted: Vec<f32> = values[o * inputs..][..inputs].iter().map(|&v| round(v)).collect();
                     assert_same_bits(&row, &wanted, "row");
                 }
             }

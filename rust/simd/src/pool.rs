@@ -80,17 +80,11 @@ impl Pool {
         });
         let spawn = |i: usize| {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name(format!("spikelet-{i}"))
-                .spawn(move || shared.work())
+            std::thread::Builder::new().name(format!("spikelet-{i}")).spawn(move || shared.work())
         };
         // A system that refuses threads leaves a smaller pool: the results are the same.
         let workers = (1..threads).map_while(|i| spawn(i).ok()).collect();
-        Pool {
-            shared,
-            workers,
-            busy: Mutex::new(()),
-        }
+        Pool { shared, workers, busy: Mutex::new(()) }
     }
 
     /// Threads that take part in a run.
@@ -164,10 +158,7 @@ impl Shared {
                     let mut sleep = lock(&self.sleep);
                     self.caller_sleeps.store(true, SeqCst);
                     while self.state.load(SeqCst) & INSIDE != 0 {
-                        sleep = self
-                            .left
-                            .wait(sleep)
-                            .unwrap_or_else(PoisonError::into_inner);
+                        sleep = self.left.wait(sleep).unwrap_or_else(PoisonError::into_inner);
                     }
                     self.caller_sleeps.store(false, SeqCst);
                 }
@@ -202,10 +193,7 @@ impl Shared {
                     let mut sleep = lock(&self.sleep);
                     self.asleep.fetch_add(1, SeqCst);
                     while self.state.load(SeqCst) / RUN == seen {
-                        sleep = self
-                            .bell
-                            .wait(sleep)
-                            .unwrap_or_else(PoisonError::into_inner);
+                        sleep = self.bell.wait(sleep).unwrap_or_else(PoisonError::into_inner);
                     }
                     self.asleep.fetch_sub(1, SeqCst);
                 }
@@ -217,10 +205,7 @@ impl Shared {
     fn enter(&self, run: u64) -> Option<Job> {
         let mut state = self.state.load(Acquire);
         while state / RUN == run && state & OPEN != 0 {
-            match self
-                .state
-                .compare_exchange_weak(state, state + 1, AcqRel, Acquire)
-            {
+            match self.state.compare_exchange_weak(state, state + 1, AcqRel, Acquire) {
                 Ok(_) => return *lock(&self.job),
                 Err(now) => state = now,
             }
@@ -260,21 +245,16 @@ impl Shared {
 /// affinity mask and, through the standard library, control group limits.
 pub fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, |n| n.get());
-    physical_cores_in("/sys/devices/system/cpu", "/proc/self/status")
-        .map_or(logical, |cores| cores.clamp(1, logical))
+    physical_cores_in("/sys/devices/system/cpu", "/proc/self/status").map_or(logical, |cores| cores.clamp(1, logical))
 }
 
 /// Distinct cores among the allowed processors, from Linux' description of the topology.
 fn physical_cores_in(topology: &str, status: &str) -> Option<usize> {
     let status = std::fs::read_to_string(status).ok()?;
-    let allowed = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     let mut cores = std::collections::BTreeSet::new();
     for cpu in parse_cpu_list(allowed.trim())? {
-        let siblings =
-            std::fs::read_to_string(format!("{topology}/cpu{cpu}/topology/thread_siblings_list"))
-                .ok()?;
+        let siblings = std::fs::read_to_string(format!("{topology}/cpu{cpu}/topology/thread_siblings_list")).ok()?;
         cores.insert(siblings.trim().to_owned());
     }
     Some(cores.len())
@@ -299,10 +279,7 @@ mod tests {
         pool.run(tasks, &|i| {
             done[i].fetch_add(1, Relaxed);
         });
-        assert!(
-            done.iter().all(|d| d.load(Relaxed) == 1),
-            "every task runs exactly once"
-        );
+        assert!(done.iter().all(|d| d.load(Relaxed) == 1), "every task runs exactly once");
     }
 
     #[test]
@@ -363,9 +340,7 @@ mod tests {
         for threads in [1, 3] {
             let pool = Pool::new(threads);
             for _ in 0..20 {
-                let caught = catch_unwind(AssertUnwindSafe(|| {
-                    pool.run(16, &|i| assert!(i != 7, "task seven"))
-                }));
+                let caught = catch_unwind(AssertUnwindSafe(|| pool.run(16, &|i| assert!(i != 7, "task seven"))));
                 let message = caught.expect_err("task 7 panics");
                 assert_eq!(message.downcast_ref::<&str>(), Some(&"task seven"));
                 count_to(&pool, 5);
@@ -395,17 +370,12 @@ mod tests {
             return;
         }
         let ticks = |task: &str| -> u64 {
-            let stat =
-                std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap_or_default();
-            let fields: Vec<&str> = stat
-                .rsplit(')')
-                .next()
-                .unwrap_or("")
-                .split_whitespace()
-                .collect();
-            fields.get(11).zip(fields.get(12)).map_or(0, |(u, s)| {
-                u.parse::<u64>().unwrap_or(0) + s.parse::<u64>().unwrap_or(0)
-            })
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap_or_default();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+            fields
+                .get(11)
+                .zip(fields.get(12))
+                .map_or(0, |(u, s)| u.parse::<u64>().unwrap_or(0) + s.parse::<u64>().unwrap_or(0))
         };
         let tid = Mutex::new(String::new());
         let pool = Pool::new(2);
@@ -415,9 +385,7 @@ mod tests {
                 std::thread::sleep(Duration::from_micros(50));
                 if std::thread::current().id() != here {
                     let link = std::fs::read_link("/proc/thread-self").unwrap_or_default();
-                    *lock(&tid) = link
-                        .file_name()
-                        .map_or(String::new(), |n| n.to_string_lossy().into_owned());
+                    *lock(&tid) = link.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
                 }
             });
         }
@@ -425,10 +393,7 @@ mod tests {
         std::thread::sleep(YIELD * 20);
         let before = ticks(&tid);
         std::thread::sleep(Duration::from_millis(200));
-        assert!(
-            ticks(&tid) <= before + 1,
-            "a worker without work must sleep"
-        );
+        assert!(ticks(&tid) <= before + 1, "a worker without work must sleep");
     }
 
     #[test]
@@ -440,21 +405,12 @@ mod tests {
         for (cpu, siblings) in [(0, "0,2"), (1, "1,3"), (2, "0,2"), (3, "1,3")] {
             let folder = dir.join(format!("cpu{cpu}/topology"));
             std::fs::create_dir_all(&folder).expect("a writable temporary folder");
-            std::fs::write(folder.join("thread_siblings_list"), format!("{siblings}\n"))
-                .expect("a writable file");
+            std::fs::write(folder.join("thread_siblings_list"), format!("{siblings}\n")).expect("a writable file");
         }
         let status = dir.join("status");
         for (allowed, cores) in [("0-3", 2), ("0,2", 1), ("1-2", 2)] {
-            std::fs::write(
-                &status,
-                format!("Name:\tx\nCpus_allowed_list:\t{allowed}\n"),
-            )
-            .expect("a writable file");
-            assert_eq!(
-                physical_cores_in(&dir.to_string_lossy(), &status.to_string_lossy()),
-                Some(cores),
-                "{allowed}"
-            );
+            std::fs::write(&status, format!("Name:\tx\nCpus_allowed_list:\t{allowed}\n")).expect("a writable file");
+            assert_eq!(physical_cores_in(&dir.to_string_lossy(), &status.to_string_lossy()), Some(cores), "{allowed}");
         }
         std::fs::remove_dir_all(&dir).expect("the folder made above");
     }

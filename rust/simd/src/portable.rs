@@ -22,14 +22,8 @@ pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
     let inexact = (error > 0.0) | (error < 0.0);
     let even = sum.to_bits() & 1 == 0;
     // Towards the error: away from zero (+1) if it has the sign of the sum, towards zero (-1) if not.
-    let step = if (error > 0.0) == (sum > 0.0) {
-        1u64
-    } else {
-        u64::MAX
-    };
-    let odd = sum
-        .to_bits()
-        .wrapping_add(if inexact & even { step } else { 0 });
+    let step = if (error > 0.0) == (sum > 0.0) { 1u64 } else { u64::MAX };
+    let odd = sum.to_bits().wrapping_add(if inexact & even { step } else { 0 });
     f64::from_bits(odd) as f32
 }
 
@@ -123,10 +117,7 @@ mod tests {
     fn check(a: f32, b: f32, c: f32) {
         let (found, wanted) = (fma(a, b, c), a.mul_add(b, c));
         let same = found.to_bits() == wanted.to_bits() || (found.is_nan() && wanted.is_nan());
-        assert!(
-            same,
-            "fma({a:e}, {b:e}, {c:e}): found {found:e}, wanted {wanted:e}"
-        );
+        assert!(same, "fma({a:e}, {b:e}, {c:e}): found {found:e}, wanted {wanted:e}");
     }
 
     #[test]
@@ -134,11 +125,7 @@ mod tests {
         let mut rng = Rng(1);
         let rounds = if cfg!(miri) { 2_000 } else { 4_000_000 };
         for _ in 0..rounds {
-            check(
-                f32::from_bits(rng.next_u32()),
-                f32::from_bits(rng.next_u32()),
-                f32::from_bits(rng.next_u32()),
-            );
+            check(f32::from_bits(rng.next_u32()), f32::from_bits(rng.next_u32()), f32::from_bits(rng.next_u32()));
         }
     }
 
@@ -147,24 +134,14 @@ mod tests {
         let mut rng = Rng(2);
         let rounds = if cfg!(miri) { 2_000 } else { 1_000_000 };
         for _ in 0..rounds {
-            let (a, b) = (
-                f32::from_bits(rng.next_u32()),
-                f32::from_bits(rng.next_u32()),
-            );
-            let near = (-(f64::from(a) * f64::from(b)) as f32)
-                .to_bits()
-                .wrapping_add(rng.next_u32() % 5)
-                .wrapping_sub(2);
+            let (a, b) = (f32::from_bits(rng.next_u32()), f32::from_bits(rng.next_u32()));
+            let near =
+                (-(f64::from(a) * f64::from(b)) as f32).to_bits().wrapping_add(rng.next_u32() % 5).wrapping_sub(2);
             check(a, b, f32::from_bits(near));
             // A product of a few bits far below or just at half a unit of c: ties, and near ties.
-            let half_unit =
-                f32::from_bits(((rng.next_u32() % 200 + 30) << 23) | (rng.next_u32() % 3));
+            let half_unit = f32::from_bits(((rng.next_u32() % 200 + 30) << 23) | (rng.next_u32() % 3));
             let c = half_unit * 16_777_216.0 * (1.0 + (rng.next_u32() % 8) as f32 / 4_194_304.0);
-            check(
-                half_unit,
-                if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 },
-                c,
-            );
+            check(half_unit, if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 }, c);
         }
     }
 

@@ -28,13 +28,7 @@ impl Sequences<'_> {
     }
 
     #[inline(always)]
-    fn load_state<I: Isa>(
-        &self,
-        isa: I,
-        x: &SharedMut<'_, f32>,
-        row: usize,
-        vector: usize,
-    ) -> I::V {
+    fn load_state<I: Isa>(&self, isa: I, x: &SharedMut<'_, f32>, row: usize, vector: usize) -> I::V {
         // SAFETY: the vector's channels belong to this task, and the part ends with this statement.
         isa.load_part(unsafe { x.part(self.at(row, vector)) }, 0.0)
     }
@@ -182,43 +176,22 @@ mod tests {
             let total: usize = lens.iter().sum::<usize>() * width;
             let decay = rng.vec(width).iter().map(|d| -(2.0 * d).exp()).collect();
             let k = rng.vec(total).iter().map(|k| 12.0 * k).collect();
-            Case {
-                lens: lens.to_vec(),
-                width,
-                decay,
-                first: rng.vec(width),
-                k,
-                v: rng.vec(total),
-            }
+            Case { lens: lens.to_vec(), width, decay, first: rng.vec(width), k, v: rng.vec(total) }
         }
 
         /// Runs all sequences in passes of `pass` tokens each; returns y, the last state and the state after each token.
         fn run(&self, cpu: &Cpu, op: Kind, pass: usize) -> [Vec<f32>; 3] {
             let (width, rows) = (self.width, op.rows());
             let total: usize = self.lens.iter().sum();
-            let (mut y, mut all) = (
-                vec![f32::NAN; total * width],
-                vec![f32::NAN; total * rows * width],
-            );
+            let (mut y, mut all) = (vec![f32::NAN; total * width], vec![f32::NAN; total * rows * width]);
             let mut states = Vec::new();
             let mut start = 0;
             for &len in &self.lens {
                 let mut state = op.fresh(width);
                 for t in (start..start + len).step_by(pass) {
                     let n = pass.min(start + len - t);
-                    let (tokens, each) = (
-                        t * width..(t + n) * width,
-                        t * rows * width..(t + n) * rows * width,
-                    );
-                    op.call(
-                        cpu,
-                        self,
-                        &[n],
-                        tokens.clone(),
-                        &mut state,
-                        Some(&mut all[each]),
-                        &mut y[tokens],
-                    );
+                    let (tokens, each) = (t * width..(t + n) * width, t * rows * width..(t + n) * rows * width);
+                    op.call(cpu, self, &[n], tokens.clone(), &mut state, Some(&mut all[each]), &mut y[tokens]);
                 }
                 states.extend(state);
                 start += len;
@@ -229,20 +202,8 @@ mod tests {
         fn run_together(&self, cpu: &Cpu, op: Kind, each: bool) -> [Vec<f32>; 3] {
             let total = self.lens.iter().sum::<usize>() * self.width;
             let (mut y, mut all) = (vec![f32::NAN; total], vec![f32::NAN; total * op.rows()]);
-            let mut state: Vec<f32> = self
-                .lens
-                .iter()
-                .flat_map(|_| op.fresh(self.width))
-                .collect();
-            op.call(
-                cpu,
-                self,
-                &self.lens,
-                0..total,
-                &mut state,
-                each.then_some(&mut all[..]),
-                &mut y,
-            );
+            let mut state: Vec<f32> = self.lens.iter().flat_map(|_| op.fresh(self.width)).collect();
+            op.call(cpu, self, &self.lens, 0..total, &mut state, each.then_some(&mut all[..]), &mut y);
             [y, state, all]
         }
     }
@@ -278,17 +239,7 @@ mod tests {
             y: &mut [f32],
         ) {
             match self {
-                Kind::Wkv4 => cpu.wkv4(
-                    lens,
-                    c.width,
-                    &c.decay,
-                    &c.first,
-                    &c.k[at.clone()],
-                    &c.v[at],
-                    state,
-                    each,
-                    y,
-                ),
+                Kind::Wkv4 => cpu.wkv4(lens, c.width, &c.decay, &c.first, &c.k[at.clone()], &c.v[at], state, each, y),
                 Kind::Lif => cpu.lif(lens, c.width, &c.k[at], state, each, y),
             }
         }
@@ -351,16 +302,9 @@ mod tests {
 
     #[test]
     fn whole_ragged_and_token_by_token_give_the_same_bits() {
-        let widths = if cfg!(miri) {
-            vec![17]
-        } else {
-            vec![1, 15, 16, 17, 33, 768]
-        };
+        let widths = if cfg!(miri) { vec![17] } else { vec![1, 15, 16, 17, 33, 768] };
         for_each_isa(|level| {
-            for (op, naive) in [
-                (Kind::Wkv4, naive_wkv4 as fn(&Case) -> _),
-                (Kind::Lif, naive_lif),
-            ] {
+            for (op, naive) in [(Kind::Wkv4, naive_wkv4 as fn(&Case) -> _), (Kind::Lif, naive_lif)] {
                 for &width in &widths {
                     let case = Case::new(&[5, 1, 0, 70], width);
                     let wanted = naive(&case);
@@ -384,14 +328,7 @@ mod tests {
         for_each_isa(|level| {
             let cpu = Cpu::new(level, 1);
             let (mut state, mut y, mut each) = ([0.0; 1], [f32::NAN; 4], [f32::NAN; 4]);
-            cpu.lif(
-                &[4],
-                1,
-                &[1.0, 1.5, 1.0, 2.0],
-                &mut state,
-                Some(&mut each),
-                &mut y,
-            );
+            cpu.lif(&[4], 1, &[1.0, 1.5, 1.0, 2.0], &mut state, Some(&mut each), &mut y);
             assert_eq!(y, [0.0, 1.0, 0.0, 1.0]);
             assert_eq!(each, [0.5, 0.0, 0.5, 0.0]);
             assert_eq!(state, [0.0]);
@@ -402,17 +339,7 @@ mod tests {
     fn the_first_token_of_a_fresh_wkv_state_is_its_value() {
         for_each_isa(|level| {
             let (mut state, mut y) = ([0.0, 0.0, FRESH], [f32::NAN; 1]);
-            Cpu::new(level, 1).wkv4(
-                &[1],
-                1,
-                &[-0.5],
-                &[0.3],
-                &[2.0],
-                &[0.7],
-                &mut state,
-                None,
-                &mut y,
-            );
+            Cpu::new(level, 1).wkv4(&[1], 1, &[-0.5], &[0.3], &[2.0], &[0.7], &mut state, None, &mut y);
             assert_eq!((y, state), ([0.7], [0.7, 1.0, 2.0]));
         });
     }

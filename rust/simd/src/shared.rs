@@ -15,11 +15,7 @@ unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        SharedMut {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            life: PhantomData,
-        }
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -38,11 +34,7 @@ impl<'a, T> SharedMut<'a, T> {
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // the point of this type; the caller's promise makes it sound
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "part {range:?} of {} elements",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {} elements", self.len);
         // SAFETY: in bounds, and unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }

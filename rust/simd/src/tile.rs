@@ -119,13 +119,7 @@ pub(crate) struct Picks {
 impl Picks {
     /// Lists the inputs that are not zero in all of the `n` tokens of `x`, `[n][width]`. Gives up, returning None, when there
     /// are more than `most`.
-    pub(crate) fn find(
-        &mut self,
-        x: &[f32],
-        n: usize,
-        width: usize,
-        most: usize,
-    ) -> Option<Picked<'_>> {
+    pub(crate) fn find(&mut self, x: &[f32], n: usize, width: usize, most: usize) -> Option<Picked<'_>> {
         let Picks { inputs, ends } = self;
         ends.clear();
         ends.reserve(width.div_ceil(BLOCK));
@@ -217,14 +211,7 @@ pub(crate) struct Tile<W> {
 /// For all panels, vectors, tokens and inputs visited, the pointers must be valid: `w` and `x` to read, `acc` to write.
 #[allow(clippy::needless_range_loop)] // constant bounds over arrays that become registers
 #[inline(always)]
-pub(crate) unsafe fn tile<
-    I: Isa,
-    W: Weight,
-    S: Steps,
-    const P: usize,
-    const V: usize,
-    const T: usize,
->(
+pub(crate) unsafe fn tile<I: Isa, W: Weight, S: Steps, const P: usize, const V: usize, const T: usize>(
     isa: I,
     a: Tile<W>,
     steps: S,
@@ -233,9 +220,7 @@ pub(crate) unsafe fn tile<
 ) {
     let prefetches = S::AHEAD > 0 && T >= (S::AHEAD_FROM_TOKENS * size_of::<W>()).div_ceil(4);
     let acc_at = |p: usize, t: usize, v: usize| {
-        a.acc
-            .wrapping_add(t * a.acc_stride + p * PANEL + v * LANES)
-            .cast::<[f32; LANES]>()
+        a.acc.wrapping_add(t * a.acc_stride + p * PANEL + v * LANES).cast::<[f32; LANES]>()
     };
     let mut acc = [[[isa.splat(0.0); V]; T]; P];
     if !fresh {
@@ -253,11 +238,7 @@ pub(crate) unsafe fn tile<
         for j in steps.block(b) {
             // SAFETY: `j` is a step of block `b`.
             let input = unsafe { steps.input(j) };
-            let ahead = if prefetches {
-                steps.input_ahead(j + S::AHEAD)
-            } else {
-                0
-            };
+            let ahead = if prefetches { steps.input_ahead(j + S::AHEAD) } else { 0 };
             for p in 0..P {
                 let row = a.w.wrapping_add(p * a.panel + input * PANEL);
                 if prefetches {

@@ -15,13 +15,7 @@ const MAGIC: f32 = 12_582_912.0;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `exp(r) = 1 + r + r^2 q(r)` for `|r| <= ln 2 / 2`: a minimax fit, relative error 3.1e-9 before rounding.
-const EXP_Q: [f32; 5] = [
-    0.499_999_94,
-    0.166_665_2,
-    0.041_668_4,
-    0.008_368_851,
-    0.001_381_432,
-];
+const EXP_Q: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_4, 0.008_368_851, 0.001_381_432];
 
 /// `exp` within 1 unit in the last place or so: 0 below -87.33, infinite above 88.72284, NaN for NaN.
 #[inline(always)]
@@ -124,11 +118,7 @@ impl<F: Binary> Op for Map2<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         for (x, y) in self.1.chunks(LANES).zip(self.2.chunks_mut(LANES)) {
-            isa.store_part(
-                self.0
-                    .apply(isa, isa.load_part(x, 0.0), isa.load_part(y, 0.0)),
-                y,
-            );
+            isa.store_part(self.0.apply(isa, isa.load_part(x, 0.0), isa.load_part(y, 0.0)), y);
         }
     }
 }
@@ -148,11 +138,7 @@ impl Op for LayerNorm<'_> {
     fn run<I: Isa>(self, isa: I) {
         let width = self.weight.len();
         let count = width as f32;
-        for (x, y) in self
-            .x
-            .chunks_exact(width)
-            .zip(self.y.chunks_exact_mut(width))
-        {
+        for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
             let mut sum = isa.splat(0.0);
             for part in x.chunks(LANES) {
                 sum = isa.add(sum, isa.load_part(part, 0.0));
@@ -170,10 +156,7 @@ impl Op for LayerNorm<'_> {
             while i < width {
                 let end = width.min(i + LANES);
                 let d = isa.mul(isa.sub(isa.load_part(&x[i..end], 0.0), center), scale);
-                let (w, b) = (
-                    isa.load_part(&self.weight[i..end], 0.0),
-                    isa.load_part(&self.bias[i..end], 0.0),
-                );
+                let (w, b) = (isa.load_part(&self.weight[i..end], 0.0), isa.load_part(&self.bias[i..end], 0.0));
                 isa.store_part(isa.fma(d, w, b), &mut y[i..end]);
                 i = end;
             }
@@ -194,23 +177,14 @@ impl Op for TokenMix<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let width = self.mu.len();
-        let rows = self
-            .x
-            .chunks_exact(width)
-            .zip(self.prev.chunks_exact(width));
+        let rows = self.x.chunks_exact(width).zip(self.prev.chunks_exact(width));
         for ((x, prev), y) in rows.zip(self.y.chunks_exact_mut(width)) {
             let mut i = 0;
             while i < width {
                 let end = width.min(i + LANES);
                 let mu = isa.load_part(&self.mu[i..end], 0.0);
-                let old = isa.mul(
-                    isa.load_part(&prev[i..end], 0.0),
-                    isa.sub(isa.splat(1.0), mu),
-                );
-                isa.store_part(
-                    isa.fma(isa.load_part(&x[i..end], 0.0), mu, old),
-                    &mut y[i..end],
-                );
+                let old = isa.mul(isa.load_part(&prev[i..end], 0.0), isa.sub(isa.splat(1.0), mu));
+                isa.store_part(isa.fma(isa.load_part(&x[i..end], 0.0), mu, old), &mut y[i..end]);
                 i = end;
             }
         }
@@ -227,10 +201,7 @@ impl Op for LogSumExp<'_> {
         for part in self.0.chunks(LANES) {
             highest = isa.max(isa.load_part(part, f32::NEG_INFINITY), highest);
         }
-        let highest = isa
-            .to_array(highest)
-            .into_iter()
-            .fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let highest = isa.to_array(highest).into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         // Subtracting an infinite maximum would make NaN of it.
         let shift = if highest.is_finite() { highest } else { 0.0 };
         let mut sum = isa.splat(0.0);
@@ -314,17 +285,11 @@ pub fn argmax(x: &[f32]) -> usize {
             *best = if v > *best { v } else { *best };
         }
     }
-    let highest = lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &v| if v > a { v } else { a });
+    let highest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &v| if v > a { v } else { a });
     let holds = |group: &[f32; LANES]| group.iter().fold(false, |any, &v| any | (v == highest));
     let start = groups.iter().position(holds).unwrap_or(groups.len()) * LANES;
     // Nothing but NaN has no largest element.
-    x[start..]
-        .iter()
-        .position(|&v| v == highest)
-        .map_or(0, |i| start + i)
+    x[start..].iter().position(|&v| v == highest).map_or(0, |i| start + i)
 }
 
 #[cfg(test)]
@@ -343,8 +308,7 @@ mod tests {
     /// Distance in units of the last place of `wanted`.
     fn ulps(found: f32, wanted: f64) -> f64 {
         let rounded = wanted as f32;
-        let unit =
-            f64::from(f32::from_bits(rounded.abs().to_bits() + 1)) - f64::from(rounded.abs());
+        let unit = f64::from(f32::from_bits(rounded.abs().to_bits() + 1)) - f64::from(rounded.abs());
         (f64::from(found) - wanted).abs() / unit
     }
 
@@ -404,22 +368,10 @@ mod tests {
     #[test]
     fn vector_exp_has_the_bits_of_the_scalar() {
         let mut rng = Rng(7);
-        let mut x: Vec<f32> = (0..if cfg!(miri) { 300 } else { 100_000 })
-            .map(|_| f32::from_bits(rng.next_u32()))
-            .collect();
+        let mut x: Vec<f32> =
+            (0..if cfg!(miri) { 300 } else { 100_000 }).map(|_| f32::from_bits(rng.next_u32())).collect();
         x.extend((0..4_000).map(|i| (i - 2_000) as f32 * 0.0451));
-        x.extend([
-            0.0,
-            -0.0,
-            EXP_MIN,
-            EXP_MAX,
-            88.723,
-            -87.331,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::NAN,
-            -1e38,
-        ]);
+        x.extend([0.0, -0.0, EXP_MIN, EXP_MAX, 88.723, -87.331, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -1e38]);
         let wanted: Vec<f32> = x.iter().map(|&x| expf(x)).collect();
         for_each_isa(|level| {
             let mut y = x.clone();
@@ -447,9 +399,7 @@ mod tests {
                 });
                 check(&|v| cpu.scale(0.3, v), &|_, y| y * 0.3);
                 check(&|v| cpu.add(&x, v), &|x, y| y + x);
-                check(&|v| cpu.sigmoid_mul(&x, v), &|x, y| {
-                    1.0 / (1.0 + expf(-x)) * y
-                });
+                check(&|v| cpu.sigmoid_mul(&x, v), &|x, y| 1.0 / (1.0 + expf(-x)) * y);
             }
             let mut edges = [-0.0, 0.0, f32::NAN, -f32::MIN_POSITIVE, f32::INFINITY];
             cpu.heaviside(&mut edges);
@@ -495,20 +445,12 @@ mod tests {
             let x: Vec<f32> = rng.vec(len).iter().map(|v| v * 30.0).collect();
             let wanted = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
             let reference = log_sum_exp(Level::by_name("portable").expect("always there"), &x);
-            assert!(
-                (f64::from(reference) - wanted).abs() < 4e-6,
-                "{len}: {reference} {wanted}"
-            );
-            for_each_isa(|level| {
-                assert_same_bits(&[log_sum_exp(level, &x)], &[reference], level.name())
-            });
+            assert!((f64::from(reference) - wanted).abs() < 4e-6, "{len}: {reference} {wanted}");
+            for_each_isa(|level| assert_same_bits(&[log_sum_exp(level, &x)], &[reference], level.name()));
         }
         for_each_isa(|level| {
             assert_eq!(log_sum_exp(level, &[]), f32::NEG_INFINITY);
-            assert_eq!(
-                log_sum_exp(level, &[f32::NEG_INFINITY; 3]),
-                f32::NEG_INFINITY
-            );
+            assert_eq!(log_sum_exp(level, &[f32::NEG_INFINITY; 3]), f32::NEG_INFINITY);
             assert_eq!(log_sum_exp(level, &[1e30, 5.0]), 1e30);
             assert_eq!(log_sum_exp(level, &[f32::INFINITY, 5.0]), f32::INFINITY);
             assert!(log_sum_exp(level, &[1.0, f32::NAN, 5.0]).is_nan());

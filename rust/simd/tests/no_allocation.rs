@@ -40,34 +40,13 @@ struct Buffers {
 
 fn all_operations(cpu: &Cpu, w: &Matrix, b: &mut Buffers) {
     for n in [1, 2, 5, 8, 9, MOST] {
-        let (x, y, each) = (
-            &b.x[..n * WIDTH],
-            &mut b.y[..n * WIDTH],
-            &mut b.each[..3 * n * WIDTH],
-        );
+        let (x, y, each) = (&b.x[..n * WIDTH], &mut b.y[..n * WIDTH], &mut b.each[..3 * n * WIDTH]);
         cpu.matmul(w, x, n, y);
         cpu.matmul_sparse(w, x, n, y);
         cpu.layer_norm(x, n, &b.ones, &b.ones, 1e-5, y);
         cpu.token_mix(x, x, n, &b.ones, y);
-        cpu.wkv4(
-            &[n - 1, 1],
-            WIDTH,
-            &b.ones,
-            &b.ones,
-            x,
-            x,
-            &mut b.state,
-            Some(each),
-            y,
-        );
-        cpu.lif(
-            &[n],
-            WIDTH,
-            x,
-            &mut b.state[..WIDTH],
-            Some(&mut each[..n * WIDTH]),
-            y,
-        );
+        cpu.wkv4(&[n - 1, 1], WIDTH, &b.ones, &b.ones, x, x, &mut b.state, Some(each), y);
+        cpu.lif(&[n], WIDTH, x, &mut b.state[..WIDTH], Some(&mut each[..n * WIDTH]), y);
         cpu.sigmoid_mul(x, y);
         cpu.add(x, y);
         cpu.scale(0.5, y);
@@ -82,19 +61,9 @@ fn all_operations(cpu: &Cpu, w: &Matrix, b: &mut Buffers) {
 fn operations_do_not_allocate_after_the_first_calls() {
     for threads in [1, 3] {
         let cpu = Cpu::new(Level::best(), threads);
-        let w = Matrix::pack(WIDTH, WIDTH, WeightFormat::F32, &cpu, |o, row| {
-            row.fill(o as f32 / 256.0)
-        });
+        let w = Matrix::pack(WIDTH, WIDTH, WeightFormat::F32, &cpu, |o, row| row.fill(o as f32 / 256.0));
         // Two inputs of three are zero, so that zeros are skipped.
-        let x = (0..MOST * WIDTH)
-            .map(|i| {
-                if (i % WIDTH).is_multiple_of(3) {
-                    0.5
-                } else {
-                    0.0
-                }
-            })
-            .collect();
+        let x = (0..MOST * WIDTH).map(|i| if (i % WIDTH).is_multiple_of(3) { 0.5 } else { 0.0 }).collect();
         let zeros = |len: usize| vec![0.0; len];
         let mut buffers = Buffers {
             x,

@@ -69,10 +69,8 @@ impl Model {
         }
         let level = match options.level {
             Some(level) => level,
-            None => Level::detect().map_err(|error| Error::Unsupported {
-                what: "SPIKELET_ISA".into(),
-                reason: error.to_string(),
-            })?,
+            None => Level::detect()
+                .map_err(|error| Error::Unsupported { what: "SPIKELET_ISA".into(), reason: error.to_string() })?,
         };
         let threads = options.threads.unwrap_or_else(physical_cores);
         if threads == 0 {

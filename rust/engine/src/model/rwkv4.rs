@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use spikelet_simd::Matrix;
 
+use super::Architecture;
 use super::loader::{Embedding, LayerNorm, Loader};
 use super::pass::{Activations, Pass, prepare};
-use super::Architecture;
 use crate::error::Result;
 
 /// Before the first token no key has been seen: a maximum that every key exceeds, whose exponential is zero.
