@@ -62,11 +62,19 @@ def test_a_bare_file_must_be_told_what_it_is(cli: Cli, model_folder: Path, tmp_p
     result = cli("info", bare)
     assert result.code == 2
     assert "--model-type" in result.err
-    facts = json.loads(cli("info", bare, "--model-type", "spikegpt", "--json").out)
+    told = ["--model-type", "spikegpt"]
+    result = cli("info", bare, *told)
+    assert result.code == 2
+    assert "--spike-embedding or --no-spike-embedding" in result.err
+    real = json.loads(cli("info", bare, *told, "--no-spike-embedding", "--json").out)
+    assert real["config"]["spike_embedding"] is False
+    told.append("--spike-embedding")
+    facts = json.loads(cli("info", bare, *told, "--json").out)
+    assert facts["config"]["spike_embedding"] is True
     assert facts["model_type"] == "spikegpt"
     assert facts["tokenizer"] is None
     target = tmp_path / "told"
-    assert cli("convert", bare, target, "--model-type", "spikegpt").code == 0
+    assert cli("convert", bare, target, *told).code == 0
     assert cli("info", target).code == 0
 
 

@@ -217,7 +217,11 @@ def _as_typed(message: str) -> str:
     name = re.match(r"option `(\w+)`", message)
     if name is None:
         return message
-    typed = {"prompt": "the prompt", "stop_ids": "--stop-id"}.get(name[1])
+    typed = {
+        "prompt": "the prompt",
+        "stop_ids": "--stop-id",
+        "spike_embedding": "--spike-embedding or --no-spike-embedding",
+    }.get(name[1])
     return (typed or "--" + name[1].replace("_", "-")) + message[name.end() :]
 
 
