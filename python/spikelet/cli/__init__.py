@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import importlib
 import importlib.util
 import os
@@ -229,6 +228,5 @@ def _discard_unwritable_output() -> None:
     """Flush what was written before the error; where that fails (full disk), let it go."""
     try:
         sys.stdout.flush()
-    except OSError as error:
-        if error.errno != errno.EPIPE or not sys.stdout.closed:
-            abandon_stdout()
+    except OSError:
+        abandon_stdout()
