@@ -30,6 +30,8 @@ __all__ = [
     "lif_backward",
     "lif_forward",
     "load_model",
+    "measure_fma_peak",
+    "measure_read_bandwidth",
     "mix_backward",
     "mix_forward",
     "wkv4_backward",
