@@ -92,7 +92,9 @@ pub struct Decoder<R: Runner> {
 impl<R: Runner> Decoder<R> {
     /// A decoder without rows.
     pub fn new(runner: R, tokenizer: Arc<dyn Tokenizer>) -> Self {
-        let work = Workspace::new(Level::best(), runner.config().vocab_size);
+        // A wrong SPIKELET_ISA was refused when the model was loaded.
+        let level = Level::detect().unwrap_or_else(|_| Level::best());
+        let work = Workspace::new(level, runner.config().vocab_size);
         Self {
             runner,
             tokenizer,
