@@ -91,22 +91,31 @@ fn assert_steady<R: Runner>(mut decoder: Decoder<R>, what: &str) {
         decoder.step(&mut events).unwrap();
     }
     let rows = decoder.num_active();
-    let before = CALLS.load(Ordering::Relaxed);
-    let (mut tokens, mut bytes) = (0, 0);
-    for _ in 0..300 {
-        decoder.step(&mut events).unwrap();
-        for event in events.iter() {
-            if let Event::Token { text, .. } = event {
-                tokens += 1;
-                bytes += text.len();
+    // A thread of the pool that the system starts late takes its own memory then, in one window; a loop that allocates
+    // does so in every window.
+    let mut calls = usize::MAX;
+    for _ in 0..5 {
+        let before = CALLS.load(Ordering::Relaxed);
+        assert!(before > 0, "the count works");
+        let (mut tokens, mut bytes) = (0, 0);
+        for _ in 0..300 {
+            decoder.step(&mut events).unwrap();
+            for event in events.iter() {
+                if let Event::Token { text, .. } = event {
+                    tokens += 1;
+                    bytes += text.len();
+                }
             }
         }
+        calls = calls.min(CALLS.load(Ordering::Relaxed) - before);
+        assert_eq!(decoder.num_active(), rows, "{what}: nobody stopped, so all steps count");
+        let least = 300 * rows.min(max_pass_tokens - max_pass_tokens / 8);
+        assert!(tokens >= least && bytes > 0, "{what}: {tokens} {bytes}");
+        if calls == 0 {
+            return;
+        }
     }
-    let calls = CALLS.load(Ordering::Relaxed) - before;
-    assert!(before > 0, "the count works");
-    assert_eq!(decoder.num_active(), rows, "{what}: nobody stopped, so all steps count");
-    assert!(tokens >= 300 * rows.min(max_pass_tokens - max_pass_tokens / 8) && bytes > 0, "{what}: {tokens} {bytes}");
-    assert_eq!(calls, 0, "{what}: allocations in 300 steps of {rows} rows");
+    panic!("{what}: at least {calls} allocations in every 300 steps of {rows} rows");
 }
 
 /// One test, because the count is of the whole program.
