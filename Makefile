@@ -30,7 +30,7 @@ $(VENV)/dev: $(VENV)/created requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/built ## Write a story with the bundled model, offline
-	@$(BIN)/spikelet generate "Once upon a time" --max-new-tokens 200 --seed 7 --stats
+	@$(BIN)/spikelet generate "Once upon a time" --echo --max-new-tokens 200 --seed 7 --stats
 
 test: test-rust test-python ## Run all tests
 

@@ -51,3 +51,20 @@ def test_import(capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\nimport spikelet: {1000 * float(seconds):.0f} ms")
     heavy = {"torch", "tokenizers", "safetensors", "transformers", "numpy", "asyncio", "argparse"}
     assert not heavy & set(modules.split())
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import spikelet.training
+try:
+    spikelet.training.SpikeGPT
+except ModuleNotFoundError as error:
+    assert "torch is needed" in str(error) and "spikelet[train]" in str(error), error
+else:
+    raise AssertionError
+"""
+
+
+def test_training_without_torch_says_what_to_install() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)

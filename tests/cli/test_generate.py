@@ -299,6 +299,13 @@ def test_on_a_terminal_the_prompt_is_shown_dim(model_folder: Path) -> None:
     assert terminal.shown.endswith("\n")
 
 
+def test_echo_shows_the_prompt_in_a_pipe_too(cli: Cli, model_folder: Path) -> None:
+    words = ["generate", "--model", str(model_folder), "A fox", "-n", "4", "--seed", "1"]
+    plain = cli(*words)
+    assert cli(*words, "--echo").out == "A fox" + plain.out
+    assert cli(*words, "--no-echo").out == plain.out
+
+
 def test_no_color_and_no_echo(model_folder: Path) -> None:
     words: list[str | Path] = ["generate", "Once", "-n", "5", "--model", model_folder]
     terminal = Terminal(words, env={"NO_COLOR": "1"})

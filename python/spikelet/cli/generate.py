@@ -45,7 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--num", type=int, metavar="N", default=1, help="write N texts (default: 1)"
     )
     output.add_argument(
-        "--no-echo", action="store_true", help="do not show the prompt before the text"
+        "--echo",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show the prompt before the text (default: on a terminal)",
     )
     output.add_argument("--stats", action="store_true", help="speed, seed and reason of the end")
     output.add_argument(
@@ -100,7 +103,7 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
     generation = model.generate(prompt, **options)
     first_token: float | None = None
     try:
-        if out.is_terminal and not args.no_echo:
+        if _shows_prompt(out, args):
             out.model_text(prompt, "dim")
         for token in generation:
             if first_token is None:
@@ -119,6 +122,11 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
         show_stats(model, generation, first_token)
 
 
+def _shows_prompt(out: Output, args: argparse.Namespace) -> bool:
+    """Whether the prompt comes before the text: as asked, otherwise for those who look at it."""
+    return bool(out.is_terminal if args.echo is None else args.echo)
+
+
 def _end_line(out: Output, text: str) -> None:
     """Text ends with a newline, so that a shell's prompt starts on its own line."""
     if not text.endswith("\n"):
@@ -135,7 +143,7 @@ def _write_several(
             out.line(json.dumps(as_dict(model, prompt, completion), ensure_ascii=False))
             continue
         out.line(out.paint(f"--- {number} of {args.num} ---", "bold"))
-        if out.is_terminal and not args.no_echo:
+        if _shows_prompt(out, args):
             out.model_text(prompt, "dim")
         out.model_text(completion.text)
         _end_line(out, completion.text)

@@ -50,4 +50,11 @@ def __getattr__(name: str) -> object:
     """Import a public name from its module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "tokenizers", "safetensors"):
+            hint = f"{error.name} is needed to train: pip install 'spikelet[train]'"
+            raise ModuleNotFoundError(hint, name=error.name) from error
+        raise
+    return getattr(home, name)
