@@ -33,11 +33,13 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// The row of one token, rounded to the format of the model's matrices. Only the signs of a binary embedding count,
-    /// so that is not rounded: a small negative weight would become -0, which fires.
-    pub fn row(&self, token: u32, out: &mut [f32]) {
+    /// The rows of a pass's tokens, `[n][hidden]`, rounded to the format of the model's matrices. Only the signs of a binary
+    /// embedding count, so that is not rounded: a small negative weight would become -0, which fires.
+    pub fn rows(&self, tokens: impl Iterator<Item = u32>, hidden: usize, out: &mut [f32]) {
         let table = self.checkpoint.get(self.name).expect("the table was found when the model was loaded");
-        table.row_to_f32(token as usize, out);
+        for (token, line) in tokens.zip(out.chunks_exact_mut(hidden)) {
+            table.row_to_f32(token as usize, line);
+        }
         match self.format {
             WeightFormat::F32 => {}
             WeightFormat::Bf16 => out.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x))),

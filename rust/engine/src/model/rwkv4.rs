@@ -219,9 +219,7 @@ impl Architecture for Rwkv4 {
     fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>) {
         let (cpu, n, d) = (pass.cpu, pass.n(), self.hidden);
         act.prepare(n, d, self.intermediate);
-        for (token, line) in pass.tokens().zip(act.xn.chunks_exact_mut(d)) {
-            self.emb.row(token, line);
-        }
+        self.emb.rows(pass.tokens(), d, &mut act.xn);
         self.ln0.apply(cpu, &act.xn, n, &mut act.x);
         for (i, block) in self.blocks.iter().enumerate() {
             block.ln1.apply(cpu, &act.x, n, &mut act.xn);

@@ -119,9 +119,7 @@ impl Architecture for SpikeGpt {
     fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>) {
         let (cpu, n, d) = (pass.cpu, pass.n(), self.hidden);
         act.prepare(n, d, self.intermediate);
-        for (token, line) in pass.tokens().zip(act.xn.chunks_exact_mut(d)) {
-            self.emb.row(token, line);
-        }
+        self.emb.rows(pass.tokens(), d, &mut act.xn);
         if self.spike_embedding {
             cpu.heaviside(&mut act.xn);
         }
