@@ -10,17 +10,21 @@ from spikelet._spikelet import Model
 from spikelet.errors import NotFoundError
 
 _BUNDLED = Path(__file__).parent / "bundled"
+DARWINKIT_HOMES = ("DARWIN_KIT_HOME", "DSPIKE_HOME")
+"""Variables that DarwinKit's code and its documents name."""
 
 
 def home() -> Path:
     """The folder of models and runs.
 
-    It is `SPIKELET_HOME`, else `spikelet` in the cache folder. Models lie in `models/<name>`,
-    runs of training in `runs/<name>`. The folder need not exist.
+    It is `SPIKELET_HOME`, else DarwinKit's `DARWIN_KIT_HOME` or `DSPIKE_HOME`, else `spikelet` in
+    the cache folder. Models lie in `models/<name>`, runs of training in `runs/<name>`. The folder
+    need not exist.
     """
-    given = os.environ.get("SPIKELET_HOME")
-    if given:
-        return Path(given).expanduser()
+    for name in ("SPIKELET_HOME", *DARWINKIT_HOMES):
+        given = os.environ.get(name)
+        if given:
+            return Path(given).expanduser()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spikelet._models import DARWINKIT_HOMES
 from spikelet.cli.terminal import Output, stdout
 
 EPILOG = """\
@@ -71,7 +72,7 @@ def examine(model: str | None) -> dict[str, Any]:
         "cpu": {**features, "model": cpu_model(), "flags": cpu_flags()},
         "environment": {
             name: os.environ[name]
-            for name in ("SPIKELET_ISA", "SPIKELET_HOME", "SPIKELET_DEBUG")
+            for name in ("SPIKELET_ISA", "SPIKELET_HOME", *DARWINKIT_HOMES, "SPIKELET_DEBUG")
             if name in os.environ
         },
         "gpu": find_gpus(),

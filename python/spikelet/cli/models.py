@@ -11,8 +11,8 @@ from typing import Any
 from spikelet.cli.terminal import human_bytes, human_count, stdout, table
 
 EPILOG = """\
-Models and training runs lie under the spikelet home: SPIKELET_HOME, else 'spikelet' in your cache
-folder. 'spikelet doctor' shows where that is.
+Models and training runs lie under the spikelet home: SPIKELET_HOME (or DARWIN_KIT_HOME), else
+'spikelet' in your cache folder. 'spikelet doctor' shows where that is.
 
 examples:
   spikelet models
