@@ -34,6 +34,7 @@ __all__ = [
     "measure_read_bandwidth",
     "mix_backward",
     "mix_forward",
+    "sigmoid",
     "wkv4_backward",
     "wkv4_forward",
 ]
@@ -166,6 +167,9 @@ class ModelConfig:
     @property
     def variant(self) -> str | None:
         """The form of SpikeGPT's first block, `"rwkv"` or `"rwkv-ffnpre"`; None for other models."""
+    @property
+    def neuron(self) -> str | None:
+        """SpikeGPT's neurons: `"lif"`, `"plif"` (learned decay) or `"none"`; None for other models."""
     @property
     def bos_token_id(self) -> int | None:
         """The id that begins a text, or None."""
@@ -708,27 +712,38 @@ def wkv4_backward(
 ) -> None:
     """WKV-4 backward for the output gradient `gy`, into `gw`, `gu`, `gk`, `gv` and `gstate`."""
 
+def sigmoid(x: _Array, y: _Array) -> None:
+    """`1 / (1 + exp(-x))` into `y`, with the bits that the engine gives a learned decay."""
+
 def lif_forward(
     x: _Array,
     spikes: _Array,
     *,
     membrane: _Array | None = None,
+    decay: _Array | None = None,
     membrane_out: _Array | None = None,
     threads: int = 1,
 ) -> None:
-    """LIF forward into `spikes`, and the final membrane into `membrane_out`."""
+    """LIF forward into `spikes`, and the final membrane into `membrane_out`; `decay` `[channels]` is one half if left out."""
 
 def lif_backward(
     x: _Array,
     gspikes: _Array,
     gx: _Array,
     *,
+    surrogate: str = "atan",
+    alpha: float = 2.0,
     membrane: _Array | None = None,
+    decay: _Array | None = None,
     gmembrane_out: _Array | None = None,
     gmembrane: _Array | None = None,
+    gdecay: _Array | None = None,
     threads: int = 1,
 ) -> None:
-    """LIF backward for the gradient `gspikes`, into `gx` and `gmembrane`."""
+    """LIF backward for the gradient `gspikes`, into `gx`, `gmembrane` and `gdecay` `[channels]`.
+
+    `surrogate` is `"atan"`, `"sigmoid"` or `"fast_sigmoid"`, of steepness `alpha`.
+    """
 
 def mix_forward(
     x: _Array,

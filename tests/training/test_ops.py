@@ -12,6 +12,7 @@ from torch import Tensor  # noqa: E402
 
 from spikelet import _spikelet  # noqa: E402
 from spikelet.training import loss, ops  # noqa: E402
+from spikelet.training.ops import operators  # noqa: E402
 
 # Odd sizes on purpose: channel tails of the 16-lane blocks, one token, one row.
 SIZES = [(1, 1, 1), (2, 7, 16), (3, 33, 17), (2, 64, 50), (1, 5, 130)]
@@ -199,7 +200,7 @@ def test_naive_twins_pass_gradcheck() -> None:
         lambda *a: ops.naive_token_mix(a[0], a[1], [a[2]]), (x, last, w)
     )
     # A smooth step in place of the jump: the rest of the neuron, its reset included, is checked.
-    assert torch.autograd.gradcheck(lambda a, b: ops.naive_lif(a, b, torch.sigmoid), (x, last))
+    assert torch.autograd.gradcheck(lambda a, b: ops.naive_lif(a, b, step=torch.sigmoid), (x, last))
 
 
 def test_surrogate_gradient_is_atan_of_alpha_2() -> None:
@@ -257,10 +258,13 @@ def test_l2wrap_adds_to_the_largest_logit_only() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # in opcheck itself
 def test_operators_are_well_registered() -> None:
     w, u, k, v, state = wkv_inputs(2, 5, 8, torch.float32)
-    torch.library.opcheck(ops._wkv4_op, (w, u, k, v, state))
+    torch.library.opcheck(operators.wkv4, (w, u, k, v, state))
     x, membrane = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 8, requires_grad=True)
-    torch.library.opcheck(ops._lif_op, (x, membrane))
-    torch.library.opcheck(ops._mix_op, (x, membrane, [w, u], torch.float32))
+    decay = torch.rand(8, requires_grad=True)
+    torch.library.opcheck(operators.lif, (x, membrane, None, "atan", 2.0))
+    torch.library.opcheck(operators.lif, (x, membrane, decay, "sigmoid", 4.0))
+    torch.library.opcheck(operators.sigmoid, (decay,))
+    torch.library.opcheck(operators.mix, (x, membrane, [w, u], torch.float32))
 
 
 def test_wrong_arrays_are_refused() -> None:

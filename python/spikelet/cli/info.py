@@ -65,7 +65,8 @@ def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
     kind = facts["model_type"]
     if config.get("variant"):
         embedding = "binary" if config.get("spike_embedding") else "real"
-        kind += f" (variant {config['variant']}, {embedding} embedding)"
+        neurons = f", neurons {config['neuron']}" if "neuron" in config else ""
+        kind += f" (variant {config['variant']}, {embedding} embedding{neurons})"
     shape = (
         f"{config['num_hidden_layers']} layers x {config['hidden_size']}, "
         f"ffn {config['intermediate_size']}, vocabulary {config['vocab_size']}"

@@ -12,15 +12,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spikelet.training.config import SpikeGPTConfig, TrainerConfig
+    from spikelet.training.config import RWKV4Config, SpikeGPTConfig, TrainerConfig
     from spikelet.training.data import TokenData, prepare, train_tokenizer
     from spikelet.training.errors import DataError, TrainingError
     from spikelet.training.export import export_model
+    from spikelet.training.models.activity import ActivityRecord
+    from spikelet.training.models.rwkv4 import RWKV4
     from spikelet.training.models.spikegpt import SpikeGPT
     from spikelet.training.trainer import Trainer
 
 __all__ = [
+    "RWKV4",
+    "ActivityRecord",
     "DataError",
+    "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
     "TokenData",
@@ -33,6 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ActivityRecord": "models.activity",
+    "RWKV4": "models.rwkv4",
+    "RWKV4Config": "config",
     "DataError": "errors",
     "SpikeGPT": "models.spikegpt",
     "SpikeGPTConfig": "config",

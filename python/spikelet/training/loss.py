@@ -7,22 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100
+"""The target that does not count, as in torch."""
+
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, l2wrap: float, tokens: int
+    logits: Tensor, targets: Tensor, weights: Tensor, l2wrap: float
 ) -> tuple[Tensor, Tensor]:
     """Turn ``logits`` ``[n, vocab]`` into their gradient, in place.
 
-    Returns the sum of the cross entropies, and the gradient of the mean over ``tokens`` tokens.
+    ``weights`` ``[n, 1]`` say what each row counts for. Returns the weighted sum of the cross
+    entropies, and its gradient.
     """
     top, argmax = logits.max(dim=-1, keepdim=True)
-    chosen = logits.gather(-1, targets[:, None])
+    chosen = logits.gather(-1, targets)
     grad = logits.sub_(top).exp_()
     total = grad.sum(dim=-1, keepdim=True)
-    loss = (total.log() + top - chosen).sum()
-    grad.mul_(1 / (tokens * total))
-    grad.scatter_add_(-1, targets[:, None], grad.new_full((len(targets), 1), -1 / tokens))
-    grad.scatter_add_(-1, argmax, top * (l2wrap / tokens))
+    loss = ((total.log() + top - chosen) * weights).sum()
+    grad.mul_(weights / total)
+    grad.scatter_add_(-1, targets, -weights)
+    grad.scatter_add_(-1, argmax, top * (l2wrap * weights))
     return loss, grad
 
 
@@ -43,19 +47,22 @@ class _HeadLoss(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         tokens = len(targets)
+        counts = (targets != IGNORED)[:, None]
+        weights = counts.to(hidden.dtype) / counts.sum().clamp_min(1)
+        targets = torch.where(counts, targets[:, None], 0)
         ghidden, gweight = torch.empty_like(hidden), torch.zeros_like(weight)
         weight, loss = weight.to(dtype), hidden.new_zeros(())
         for rows in range(0, tokens, _HEAD_CHUNK):
             chunk = slice(rows, rows + _HEAD_CHUNK)
             inputs = hidden[chunk].to(dtype)
             logits = (inputs @ weight.t()).to(hidden.dtype)
-            part, grad = _cross_entropy(logits, targets[chunk], l2wrap, tokens)
+            part, grad = _cross_entropy(logits, targets[chunk], weights[chunk], l2wrap)
             loss += part
             grad = grad.to(dtype)
             ghidden[chunk] = grad @ weight
             gweight += grad.t() @ inputs
         ctx.save_for_backward(ghidden, gweight)
-        return loss / tokens
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -74,10 +81,14 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1
     incoming gradient, so it keeps its proportion under gradient accumulation.
 
     Args:
-        hidden: ``[..., channels]``.
-        weight: ``[vocab, channels]``.
-        targets: ``[...]``, int64.
+        hidden: ``[..., channels]``, float32.
+        weight: ``[vocab, channels]``, float32.
+        targets: ``[...]``, int64. Those that are -100 do not count: the mean and L2Wrap are over
+            the others, and the loss is 0 where there are none.
         l2wrap: 0 turns it off.
+
+    Returns:
+        A scalar.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -91,24 +102,26 @@ class _L2Wrap(torch.autograd.Function):
     """Identity on the loss; adds to the logits' gradient, see ``head_loss``."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, logits: Tensor, strength: float) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.strength = strength
+    def forward(ctx: Any, loss: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, weights)
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (logits,) = ctx.saved_tensors
+        logits, weights = ctx.saved_tensors
         top, argmax = logits.max(dim=-1, keepdim=True)
-        scale = grad * ctx.strength / top.numel()
-        return grad, torch.zeros_like(logits).scatter_(-1, argmax, top * scale), None
+        return grad, torch.zeros_like(logits).scatter_(-1, argmax, top * weights * grad), None
 
 
 def naive_head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, l2wrap: float = 1e-4
 ) -> Tensor:
     """Do what ``head_loss`` does, with all logits at once and torch's cross entropy."""
-    logits = torch.nn.functional.linear(hidden, weight)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
-    wrapped: Tensor = _L2Wrap.apply(loss, logits, l2wrap)
+    logits = torch.nn.functional.linear(hidden, weight).flatten(0, -2)
+    counts = (targets.flatten() != IGNORED)[:, None]
+    tokens = counts.sum().clamp_min(1)
+    loss = torch.nn.functional.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    wrapped: Tensor = _L2Wrap.apply(loss / tokens, logits, counts * (l2wrap / tokens))
     return wrapped

@@ -65,6 +65,28 @@ impl SpikeVariant {
     }
 }
 
+/// What stands between a SpikeGPT block's output and the residual stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Neuron {
+    /// Leaky integrate-and-fire neurons with a time constant of 2 tokens, as the authors have them.
+    Lif,
+    /// The same with a learned decay per channel, the sigmoid of `blocks.N.lif1.w` and `blocks.N.lif2.w`.
+    Plif,
+    /// Nothing: no spikes, and no membranes in the state.
+    None,
+}
+
+impl Neuron {
+    /// The name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Neuron::Lif => "lif",
+            Neuron::Plif => "plif",
+            Neuron::None => "none",
+        }
+    }
+}
+
 /// A model's architecture and sizes; what a complete `config.json` says.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelConfig {
@@ -90,6 +112,8 @@ pub struct ModelConfig {
     pub spike_embedding: bool,
     /// SpikeGPT: the form of the first block.
     pub variant: SpikeVariant,
+    /// SpikeGPT: its neurons; other models have none.
+    pub neuron: Neuron,
     /// The id that begins a text.
     pub bos_token_id: Option<u32>,
     /// The id that ends a text.
@@ -107,6 +131,10 @@ impl ModelConfig {
         if self.model_type == ModelType::SpikeGpt {
             put("variant", json!(self.variant.name()));
             put("spike_embedding", json!(self.spike_embedding));
+            // The key's default stays out: folders of models as the authors made them read as ever.
+            if self.neuron != Neuron::Lif {
+                put("neuron", json!(self.neuron.name()));
+            }
         }
         put("vocab_size", json!(self.vocab_size));
         put("hidden_size", json!(self.hidden_size));
@@ -133,11 +161,8 @@ impl ModelConfig {
 
     /// f32 values that one sequence's state holds.
     pub fn state_len(&self) -> usize {
-        // Token shifts of time and channel mix, aa, bb, pp; SpikeGPT adds the membranes of its two neurons.
-        let per_layer = match self.model_type {
-            ModelType::SpikeGpt => 7,
-            ModelType::Rwkv4 => 5,
-        };
+        // Token shifts of time and channel mix, aa, bb, pp; neurons add the membranes of two layers.
+        let per_layer = if self.neuron == Neuron::None { 5 } else { 7 };
         per_layer * self.hidden_size * self.num_hidden_layers
     }
 }
@@ -187,6 +212,7 @@ pub(crate) struct PartialConfig {
     pub rescale_every: Option<usize>,
     pub spike_embedding: Option<bool>,
     pub variant: Option<SpikeVariant>,
+    pub neuron: Option<Neuron>,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<u32>,
     pub tokenizer_class: Option<String>,
@@ -219,7 +245,7 @@ impl PartialConfig {
     }
 
     fn set(&mut self, path: &Path, key: &str, value: &Value) -> Result<()> {
-        let spike_only = matches!(key, "spike_embedding" | "variant");
+        let spike_only = matches!(key, "spike_embedding" | "variant" | "neuron");
         if spike_only && self.model_type.is_some_and(|t| t != ModelType::SpikeGpt) {
             return Err(Error::config(path, format!("key `{key}` belongs to spikegpt models only")));
         }
@@ -245,6 +271,14 @@ impl PartialConfig {
                     "rwkv" => SpikeVariant::Rwkv,
                     "rwkv-ffnpre" => SpikeVariant::RwkvFfnPre,
                     _ => return Err(wrong(path, key, value, "\"rwkv\" or \"rwkv-ffnpre\"")),
+                });
+            }
+            "neuron" => {
+                self.neuron = Some(match string(path, key, value)? {
+                    "lif" => Neuron::Lif,
+                    "plif" => Neuron::Plif,
+                    "none" => Neuron::None,
+                    _ => return Err(wrong(path, key, value, "\"lif\", \"plif\" or \"none\"")),
                 });
             }
             "bos_token_id" => self.bos_token_id = token_id(path, key, value)?,
@@ -349,6 +383,8 @@ mod tests {
         assert!(message(r#"{"hidden_size": 1e30}"#).contains("needed a whole number"));
         assert!(message(r#"{"layer_norm_epsilon": 0}"#).contains("above 0"));
         assert!(message(r#"{"model_type": "rwkv4", "variant": "rwkv"}"#).contains("belongs to spikegpt models only"));
+        assert!(message(r#"{"model_type": "rwkv4", "neuron": "lif"}"#).contains("belongs to spikegpt models only"));
+        assert!(message(r#"{"neuron": "if"}"#).contains("needed \"lif\", \"plif\" or \"none\""));
         assert!(message(r#"{"variant": "x"}"#).contains("needed \"rwkv\" or \"rwkv-ffnpre\""));
         assert!(message(r#"{"eos_token_id": [1, 2]}"#).contains("generation_config.json"));
         assert!(message("[1]").contains("not an object"));
@@ -370,6 +406,7 @@ mod tests {
             rescale_every: 6,
             spike_embedding: false,
             variant: SpikeVariant::RwkvFfnPre,
+            neuron: Neuron::Plif,
             bos_token_id: None,
             eos_token_id: Some(0),
             tokenizer_class: Some("bytes".into()),
@@ -380,6 +417,11 @@ mod tests {
         assert_eq!(read.layer_norm_epsilon, Some(1e-5));
         assert_eq!(read.variant, Some(SpikeVariant::RwkvFfnPre));
         assert_eq!(read.rescale_every, Some(6));
+        assert_eq!(read.neuron, Some(Neuron::Plif));
+        let usual = ModelConfig { neuron: Neuron::Lif, ..config.clone() };
+        assert!(!usual.to_json().to_string().contains("neuron"), "the default stays out");
+        let silent = ModelConfig { neuron: Neuron::None, ..config.clone() };
+        assert_eq!(silent.state_len(), 5 * 64 * 4);
         assert_eq!(config.state_len(), 7 * 64 * 4);
     }
 }

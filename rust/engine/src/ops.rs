@@ -5,7 +5,8 @@
 
 use spikelet_simd::train::{self, Run};
 pub use spikelet_simd::train::{
-    Bf16Bits, Element, LifOutputGrads, MixGrads, SeqDims, WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs,
+    Bf16Bits, Element, LifGrads, LifInputs, LifOutputGrads, MixGrads, SeqDims, Surrogate, WKV_EMPTY_EXPONENT, WkvGrads,
+    WkvInputs,
 };
 use spikelet_simd::{IsaError, Level};
 
@@ -129,6 +130,12 @@ impl Checker {
         mixes.iter().try_for_each(|mix| self.length("mixes", Shape::Channels, mix.len()))
     }
 
+    fn lif_inputs(&self, inputs: &LifInputs<'_>) -> Result<(), OpError> {
+        self.length("x", Shape::Full, inputs.x.len())?;
+        self.optional("membrane", Shape::Rows, inputs.membrane.map(<[f32]>::len))?;
+        self.optional("decay", Shape::Channels, inputs.decay.map(<[f32]>::len))
+    }
+
     fn wkv_inputs(&self, inputs: &WkvInputs<'_>) -> Result<(), OpError> {
         self.length("w", Shape::Channels, inputs.w.len())?;
         self.length("u", Shape::Channels, inputs.u.len())?;
@@ -193,24 +200,37 @@ pub fn wkv4_backward(
     Ok(())
 }
 
+/// `1 / (1 + exp(-x))` with the engine's arithmetic: what a learned decay is made with, in training as in generation.
+///
+/// # Errors
+/// [`OpError`] when `y` has not the length of `x`.
+pub fn sigmoid(x: &[f32], y: &mut [f32]) -> Result<(), OpError> {
+    if x.len() != y.len() {
+        let (found, needed) = (y.len(), x.len());
+        return Err(OpError::Length { op: "sigmoid", argument: "y", shape: "of x", found, needed });
+    }
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = spikelet_simd::sigmoidf(x);
+    }
+    Ok(())
+}
+
 /// Leaky integrate-and-fire over time; see [`spikelet_simd::train::lif_forward`].
 ///
 /// # Errors
 /// [`OpError`] when a slice does not have its shape's length.
 pub fn lif_forward(
     dims: SeqDims,
-    x: &[f32],
-    membrane: Option<&[f32]>,
+    inputs: LifInputs<'_>,
     spikes: &mut [f32],
     membrane_out: Option<&mut [f32]>,
     threads: usize,
 ) -> Result<(), OpError> {
     let check = Checker::new("lif_forward", dims)?;
-    check.length("x", Shape::Full, x.len())?;
-    check.optional("membrane", Shape::Rows, membrane.map(<[f32]>::len))?;
+    check.lif_inputs(&inputs)?;
     check.length("spikes", Shape::Full, spikes.len())?;
     check.optional("membrane_out", Shape::Rows, membrane_out.as_ref().map(|m| m.len()))?;
-    train::lif_forward(dims, x, membrane, spikes, membrane_out, how(threads)?);
+    train::lif_forward(dims, inputs, spikes, membrane_out, how(threads)?);
     Ok(())
 }
 
@@ -220,21 +240,20 @@ pub fn lif_forward(
 /// [`OpError`] when a slice does not have its shape's length.
 pub fn lif_backward(
     dims: SeqDims,
-    x: &[f32],
-    membrane: Option<&[f32]>,
-    grads: LifOutputGrads<'_>,
-    gx: &mut [f32],
-    gmembrane: Option<&mut [f32]>,
+    inputs: LifInputs<'_>,
+    surrogate: Surrogate,
+    outputs: LifOutputGrads<'_>,
+    grads: LifGrads<'_>,
     threads: usize,
 ) -> Result<(), OpError> {
     let check = Checker::new("lif_backward", dims)?;
-    check.length("x", Shape::Full, x.len())?;
-    check.optional("membrane", Shape::Rows, membrane.map(<[f32]>::len))?;
-    check.length("gspikes", Shape::Full, grads.spikes.len())?;
-    check.optional("gmembrane_out", Shape::Rows, grads.membrane_out.map(<[f32]>::len))?;
-    check.length("gx", Shape::Full, gx.len())?;
-    check.optional("gmembrane", Shape::Rows, gmembrane.as_ref().map(|m| m.len()))?;
-    train::lif_backward(dims, x, membrane, grads, gx, gmembrane, how(threads)?);
+    check.lif_inputs(&inputs)?;
+    check.length("gspikes", Shape::Full, outputs.spikes.len())?;
+    check.optional("gmembrane_out", Shape::Rows, outputs.membrane_out.map(<[f32]>::len))?;
+    check.length("gx", Shape::Full, grads.x.len())?;
+    check.optional("gmembrane", Shape::Rows, grads.membrane.as_ref().map(|m| m.len()))?;
+    check.optional("gdecay", Shape::Channels, grads.decay.as_ref().map(|k| k.len()))?;
+    train::lif_backward(dims, inputs, surrogate, outputs, grads, how(threads)?);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Random, VOCAB, bits, load, random_model, run};
+use common::{Random, VOCAB, bits, load, random_model, random_model_with, run};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::model::{LoadOptions, Model};
 use spikelet::state::Slot;
@@ -16,10 +16,18 @@ use spikelet::weights::{Checkpoint, Dtype, convert};
 use spikelet_simd::{Level, WeightFormat};
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
-const KINDS: [(&str, &str); 4] = [
+const KINDS: [(&str, &str); 6] = [
     ("spikegpt", r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true"#),
     ("spikegpt, real embedding", r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": false"#),
     ("spikegpt, ffnPre", r#""model_type": "spikegpt", "variant": "rwkv-ffnpre", "spike_embedding": true"#),
+    (
+        "spikegpt, learned decay",
+        r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true, "neuron": "plif""#,
+    ),
+    (
+        "spikegpt, no neurons",
+        r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true, "neuron": "none""#,
+    ),
     ("rwkv4", r#""model_type": "rwkv4""#),
 ];
 
@@ -226,4 +234,32 @@ fn converting_to_a_format_and_loading_in_it_give_the_same_bits() {
         assert_eq!(model.format(), format, "{name}: the file's own format is kept");
         assert!(run(&model, &ids, [20]) == expected, "{name}");
     });
+}
+
+#[test]
+fn a_spikegpt_without_neurons_and_with_a_real_embedding_is_an_rwkv4() {
+    let ids = ids(9, 50);
+    let results =
+        [r#""model_type": "rwkv4""#, r#""model_type": "spikegpt", "spike_embedding": false, "neuron": "none""#].map(
+            |config| {
+                let folder = tempfile::tempdir().unwrap();
+                random_model(folder.path(), 7, config);
+                run(&load(folder.path(), LoadOptions::default()), &ids, [20, 30])
+            },
+        );
+    assert!(results[0] == results[1]);
+}
+
+#[test]
+fn a_learned_decay_of_one_half_is_the_usual_neuron_and_others_are_not() {
+    let ids = ids(10, 50);
+    let usual = r#""model_type": "spikegpt", "spike_embedding": true"#;
+    let learned = r#""model_type": "spikegpt", "spike_embedding": true, "neuron": "plif""#;
+    let result = |config: &str, decay: f32| {
+        let folder = tempfile::tempdir().unwrap();
+        random_model_with(folder.path(), 7, config, decay);
+        run(&load(folder.path(), LoadOptions::default()), &ids, [20, 30])
+    };
+    assert!(result(usual, 0.0) == result(learned, 0.0), "w = 0 is a decay of one half");
+    assert!(result(usual, 0.0) != result(learned, 1.0));
 }

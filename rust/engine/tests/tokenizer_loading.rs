@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 use spikelet::Error;
-use spikelet::config::{ModelConfig, ModelType, SpikeVariant};
+use spikelet::config::{ModelConfig, ModelType, Neuron, SpikeVariant};
 use spikelet::tokenizer::load_tokenizer;
 use tempfile::TempDir;
 
@@ -23,6 +23,7 @@ fn config(vocab_size: usize, tokenizer_class: Option<&str>) -> ModelConfig {
         rescale_every: 0,
         spike_embedding: false,
         variant: SpikeVariant::Rwkv,
+        neuron: Neuron::None,
         bos_token_id: None,
         eos_token_id: None,
         tokenizer_class: tokenizer_class.map(str::to_owned),

@@ -78,6 +78,12 @@ impl ModelConfig {
         self.is_spikegpt().then(|| self.0.variant.name())
     }
 
+    /// SpikeGPT's neurons: `"lif"`, `"plif"` (learned decay) or `"none"`; None for other models.
+    #[getter]
+    fn neuron(&self) -> Option<&'static str> {
+        self.is_spikegpt().then(|| self.0.neuron.name())
+    }
+
     /// The id that begins a text, or None.
     #[getter]
     fn bos_token_id(&self) -> Option<u32> {

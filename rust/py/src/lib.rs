@@ -41,7 +41,9 @@ mod _spikelet {
     #[pymodule_export]
     use super::trace::Trace;
     #[pymodule_export]
-    use super::train_ops::{lif_backward, lif_forward, mix_backward, mix_forward, wkv4_backward, wkv4_forward};
+    use super::train_ops::{
+        lif_backward, lif_forward, mix_backward, mix_forward, sigmoid, wkv4_backward, wkv4_forward,
+    };
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives to a package's version")]

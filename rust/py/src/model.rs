@@ -418,7 +418,7 @@ impl Model {
             let row = PassRow { slot, tokens: &ids[range], logits: LogitsWanted::None, keep: &[slot] };
             decoder.runner_mut().forward_traced(row, &mut trace)
         })?;
-        Ok(Trace { trace, model_type: config.model_type })
+        Ok(Trace { trace, neuron: config.neuron })
     }
 
     fn __repr__(&self) -> String {

@@ -2,7 +2,7 @@
 
 use numpy::{PyArray2, PyArray4};
 use pyo3::prelude::*;
-use spikelet::config::ModelType;
+use spikelet::config::Neuron;
 
 use crate::state::array;
 
@@ -19,15 +19,15 @@ use crate::state::array;
 #[pyclass(frozen, module = "spikelet")]
 pub struct Trace {
     pub trace: spikelet::model::Trace,
-    pub model_type: ModelType,
+    pub neuron: Neuron,
 }
 
 impl Trace {
     /// Layers with spiking neurons.
     fn layers(&self) -> usize {
-        match self.model_type {
-            ModelType::SpikeGpt => self.trace.layers(),
-            _ => 0,
+        match self.neuron {
+            Neuron::Lif | Neuron::Plif => self.trace.layers(),
+            Neuron::None => 0,
         }
     }
 

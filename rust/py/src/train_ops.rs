@@ -8,7 +8,9 @@ use numpy::{PyArray3, PyUntypedArrayMethods};
 use numpy::{PyReadwriteArray, PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use spikelet::ops::{self, LifOutputGrads, MixGrads, OpError, SeqDims, WkvGrads, WkvInputs};
+use spikelet::ops::{
+    self, LifGrads, LifInputs, LifOutputGrads, MixGrads, OpError, SeqDims, Surrogate, WkvGrads, WkvInputs,
+};
 
 fn dims<T: Element>(array: &Bound<'_, PyArray3<T>>) -> SeqDims {
     let shape = array.shape();
@@ -119,27 +121,50 @@ pub fn wkv4_backward(
     py.detach(|| ops::wkv4_backward(dims, inputs, gy, gstate_out, grads, threads)).map_err(refused)
 }
 
-/// LIF forward into `spikes`, and the final membrane into `membrane_out`.
+/// `1 / (1 + exp(-x))` into `y`, with the bits that the engine gives a learned decay.
 #[pyfunction]
-#[pyo3(signature = (x, spikes, *, membrane=None, membrane_out=None, threads=1))]
+#[pyo3(signature = (x, y))]
+pub fn sigmoid(x: PyReadonlyArray1<'_, f32>, mut y: PyReadwriteArray1<'_, f32>) -> PyResult<()> {
+    ops::sigmoid(slice!(x), slice!(mut y)).map_err(refused)
+}
+
+/// The surrogate `kind`: `"atan"`, `"sigmoid"` or `"fast_sigmoid"`.
+fn surrogate(kind: &str, alpha: f32) -> PyResult<Surrogate> {
+    match kind {
+        "atan" => Ok(Surrogate::Atan(alpha)),
+        "sigmoid" => Ok(Surrogate::Sigmoid(alpha)),
+        "fast_sigmoid" => Ok(Surrogate::FastSigmoid(alpha)),
+        _ => Err(PyValueError::new_err(format!(
+            "surrogate is {kind:?}; known are \"atan\", \"sigmoid\" and \"fast_sigmoid\""
+        ))),
+    }
+}
+
+/// LIF forward into `spikes`, and the final membrane into `membrane_out`; `decay` `[channels]` is one half if left out.
+#[pyfunction]
+#[pyo3(signature = (x, spikes, *, membrane=None, decay=None, membrane_out=None, threads=1))]
 pub fn lif_forward(
     py: Python<'_>,
     x: PyReadonlyArray3<'_, f32>,
     mut spikes: PyReadwriteArray3<'_, f32>,
     membrane: Option<PyReadonlyArray2<'_, f32>>,
+    decay: Option<PyReadonlyArray1<'_, f32>>,
     mut membrane_out: Option<PyReadwriteArray2<'_, f32>>,
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&x);
-    let (x, membrane) = (slice!(x), slice!(opt membrane));
+    let inputs = LifInputs { x: slice!(x), membrane: slice!(opt membrane), decay: slice!(opt decay) };
     let (spikes, membrane_out) = (slice!(mut spikes), slice!(opt mut membrane_out));
-    py.detach(|| ops::lif_forward(dims, x, membrane, spikes, membrane_out, threads)).map_err(refused)
+    py.detach(|| ops::lif_forward(dims, inputs, spikes, membrane_out, threads)).map_err(refused)
 }
 
-/// LIF backward for the gradient `gspikes`, into `gx` and `gmembrane`.
+/// LIF backward for the gradient `gspikes`, into `gx`, `gmembrane` and `gdecay` `[channels]`.
+///
+/// `surrogate` is `"atan"`, `"sigmoid"` or `"fast_sigmoid"`, of steepness `alpha`.
 #[pyfunction]
 #[pyo3(signature = (
-    x, gspikes, gx, *, membrane=None, gmembrane_out=None, gmembrane=None, threads=1
+    x, gspikes, gx, *, surrogate="atan", alpha=2.0, membrane=None, decay=None, gmembrane_out=None, gmembrane=None,
+    gdecay=None, threads=1
 ))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
 pub fn lif_backward(
@@ -147,16 +172,21 @@ pub fn lif_backward(
     x: PyReadonlyArray3<'_, f32>,
     gspikes: PyReadonlyArray3<'_, f32>,
     mut gx: PyReadwriteArray3<'_, f32>,
+    surrogate: &str,
+    alpha: f32,
     membrane: Option<PyReadonlyArray2<'_, f32>>,
+    decay: Option<PyReadonlyArray1<'_, f32>>,
     gmembrane_out: Option<PyReadonlyArray2<'_, f32>>,
     mut gmembrane: Option<PyReadwriteArray2<'_, f32>>,
+    mut gdecay: Option<PyReadwriteArray1<'_, f32>>,
     threads: usize,
 ) -> PyResult<()> {
     let dims = dims(&x);
-    let (x, membrane) = (slice!(x), slice!(opt membrane));
-    let grads = LifOutputGrads { spikes: slice!(gspikes), membrane_out: slice!(opt gmembrane_out) };
-    let (gx, gmembrane) = (slice!(mut gx), slice!(opt mut gmembrane));
-    py.detach(|| ops::lif_backward(dims, x, membrane, grads, gx, gmembrane, threads)).map_err(refused)
+    let surrogate = self::surrogate(surrogate, alpha)?;
+    let inputs = LifInputs { x: slice!(x), membrane: slice!(opt membrane), decay: slice!(opt decay) };
+    let outputs = LifOutputGrads { spikes: slice!(gspikes), membrane_out: slice!(opt gmembrane_out) };
+    let grads = LifGrads { x: slice!(mut gx), membrane: slice!(opt mut gmembrane), decay: slice!(opt mut gdecay) };
+    py.detach(|| ops::lif_backward(dims, inputs, surrogate, outputs, grads, threads)).map_err(refused)
 }
 
 /// The outputs of a mix: float32, or the bits of bfloat16 as uint16.

@@ -237,26 +237,30 @@ impl Cpu {
         });
     }
 
-    /// Leaky integrate-and-fire neurons over several sequences: `h = s + (x - s) / 2`, `y = 1` and `s = 0` where `h >= 1`, else `y = 0` and `s = h`.
+    /// Leaky integrate-and-fire neurons over several sequences: `h = s + (x - s) k`, `y = 1` and `s = 0` where `h >= 1`, else `y = 0` and `s = h`.
     ///
+    /// `decay` is `[width]` and gives k; without, k is one half.
     /// `x` and `y` are `[sum of lens][width]`; `state` is `[lens.len()][width]`, moved on in place; `each`, if given, is
     /// `[sum of lens][width]` and gets the state after every token.
+    #[allow(clippy::too_many_arguments)] // as above
     pub fn lif(
         &self,
         lens: &[usize],
         width: usize,
+        decay: Option<&[f32]>,
         x: &[f32],
         state: &mut [f32],
         each: Option<&mut [f32]>,
         y: &mut [f32],
     ) {
         let size = lens.iter().sum::<usize>() * width;
+        check("lif", &[("decay", decay.map_or(width, <[f32]>::len), width)]);
         check("lif", &[("x", x.len(), size), ("state", state.len(), lens.len() * width), ("y", y.len(), size)]);
         check("lif", &[("each", each.as_ref().map_or(size, |e| e.len()), size)]);
         let (state, each, y) = (&SharedMut::new(state), each.map(SharedMut::new), &SharedMut::new(y));
         self.split(width.div_ceil(LANES), 1, size < SMALL_ROWS, &|vectors| {
             let sequences = Sequences { lens, width, vectors };
-            self.level.dispatch(Lif { sequences, x, state, each: each.as_ref(), y });
+            self.level.dispatch(Lif { sequences, decay, x, state, each: each.as_ref(), y });
         });
     }
 

@@ -54,7 +54,7 @@ pub use cpu::Cpu;
 pub use level::{IsaError, Level};
 pub use pack::{Matrix, WeightFormat};
 pub use pool::physical_cores;
-pub use vecops::{argmax, exp_in_place, expf, log_sum_exp};
+pub use vecops::{argmax, exp_in_place, expf, log_sum_exp, sigmoidf};
 
 /// Lanes of the virtual vector.
 pub(crate) const LANES: usize = 16;

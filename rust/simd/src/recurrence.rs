@@ -116,9 +116,11 @@ impl Op for Wkv4<'_> {
     }
 }
 
-/// Leaky integrate-and-fire with time constant 2, threshold 1 and a hard reset to 0; the state is the membrane potential.
+/// Leaky integrate-and-fire with threshold 1 and a hard reset to 0; the state is the membrane potential.
 pub(crate) struct Lif<'a> {
     pub sequences: Sequences<'a>,
+    /// k of `h = v + (x - v) k` per channel; `None` is one half, a time constant of 2.
+    pub decay: Option<&'a [f32]>,
     pub x: &'a [f32],
     pub state: &'a SharedMut<'a, f32>,
     pub each: Option<&'a SharedMut<'a, f32>>,
@@ -129,11 +131,12 @@ impl Recurrence for Lif<'_> {
     #[inline(always)]
     fn walk<I: Isa>(&self, isa: I, sequence: usize, tokens: Range<usize>, vector: usize) {
         let s = &self.sequences;
-        let (zero, half, one) = (isa.splat(0.0), isa.splat(0.5), isa.splat(1.0));
+        let (zero, one) = (isa.splat(0.0), isa.splat(1.0));
+        let decay = self.decay.map_or(isa.splat(0.5), |k| s.load(isa, k, 0, vector));
         let mut potential = s.load_state(isa, self.state, sequence, vector);
         for token in tokens {
             let x = s.load(isa, self.x, token, vector);
-            let h = isa.add(potential, isa.mul(isa.sub(x, potential), half));
+            let h = isa.add(potential, isa.mul(isa.sub(x, potential), decay));
             s.store(isa, isa.select_ge(h, one, one, zero), self.y, token, vector);
             potential = isa.select_ge(h, one, zero, h);
             if let Some(each) = self.each {
@@ -168,6 +171,8 @@ mod tests {
         first: Vec<f32>,
         k: Vec<f32>,
         v: Vec<f32>,
+        /// Decay of neurons that learn theirs.
+        leak: Vec<f32>,
     }
 
     impl Case {
@@ -176,7 +181,9 @@ mod tests {
             let total: usize = lens.iter().sum::<usize>() * width;
             let decay = rng.vec(width).iter().map(|d| -(2.0 * d).exp()).collect();
             let k = rng.vec(total).iter().map(|k| 12.0 * k).collect();
-            Case { lens: lens.to_vec(), width, decay, first: rng.vec(width), k, v: rng.vec(total) }
+            let (first, v) = (rng.vec(width), rng.vec(total));
+            let leak = rng.vec(width).iter().map(|w| 1.0 / (1.0 + (-3.0 * w).exp())).collect();
+            Case { lens: lens.to_vec(), width, decay, first, k, v, leak }
         }
 
         /// Runs all sequences in passes of `pass` tokens each; returns y, the last state and the state after each token.
@@ -212,6 +219,7 @@ mod tests {
     enum Kind {
         Wkv4,
         Lif,
+        Plif,
     }
 
     impl Kind {
@@ -240,7 +248,8 @@ mod tests {
         ) {
             match self {
                 Kind::Wkv4 => cpu.wkv4(lens, c.width, &c.decay, &c.first, &c.k[at.clone()], &c.v[at], state, each, y),
-                Kind::Lif => cpu.lif(lens, c.width, &c.k[at], state, each, y),
+                Kind::Lif => cpu.lif(lens, c.width, None, &c.k[at], state, each, y),
+                Kind::Plif => cpu.lif(lens, c.width, Some(&c.leak), &c.k[at], state, each, y),
             }
         }
     }
@@ -274,15 +283,19 @@ mod tests {
         [y, states, all]
     }
 
-    #[allow(clippy::needless_range_loop)] // `i` is a channel of many slices
     fn naive_lif(c: &Case) -> [Vec<f32>; 3] {
+        naive_plif(&Case { leak: vec![0.5; c.width], ..c.clone() })
+    }
+
+    #[allow(clippy::needless_range_loop)] // `i` is a channel of many slices
+    fn naive_plif(c: &Case) -> [Vec<f32>; 3] {
         let (mut y, mut states, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut token = 0;
         for &len in &c.lens {
             let mut state = vec![0.0f32; c.width];
             for _ in 0..len {
                 for i in 0..c.width {
-                    let h = state[i] + (c.k[token * c.width + i] - state[i]) / 2.0;
+                    let h = state[i] + (c.k[token * c.width + i] - state[i]) * c.leak[i];
                     y.push(if h >= 1.0 { 1.0 } else { 0.0 });
                     state[i] = if h >= 1.0 { 0.0 } else { h };
                 }
@@ -304,7 +317,8 @@ mod tests {
     fn whole_ragged_and_token_by_token_give_the_same_bits() {
         let widths = if cfg!(miri) { vec![17] } else { vec![1, 15, 16, 17, 33, 768] };
         for_each_isa(|level| {
-            for (op, naive) in [(Kind::Wkv4, naive_wkv4 as fn(&Case) -> _), (Kind::Lif, naive_lif)] {
+            let naive_wkv4: fn(&Case) -> _ = naive_wkv4;
+            for (op, naive) in [(Kind::Wkv4, naive_wkv4), (Kind::Lif, naive_lif), (Kind::Plif, naive_plif)] {
                 for &width in &widths {
                     let case = Case::new(&[5, 1, 0, 70], width);
                     let wanted = naive(&case);
@@ -328,7 +342,7 @@ mod tests {
         for_each_isa(|level| {
             let cpu = Cpu::new(level, 1);
             let (mut state, mut y, mut each) = ([0.0; 1], [f32::NAN; 4], [f32::NAN; 4]);
-            cpu.lif(&[4], 1, &[1.0, 1.5, 1.0, 2.0], &mut state, Some(&mut each), &mut y);
+            cpu.lif(&[4], 1, None, &[1.0, 1.5, 1.0, 2.0], &mut state, Some(&mut each), &mut y);
             assert_eq!(y, [0.0, 1.0, 0.0, 1.0]);
             assert_eq!(each, [0.5, 0.0, 0.5, 0.0]);
             assert_eq!(state, [0.0]);

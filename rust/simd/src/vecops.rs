@@ -251,6 +251,11 @@ pub fn exp_in_place(level: Level, x: &mut [f32]) {
     level.dispatch(Map(Exp, x));
 }
 
+/// `1 / (1 + exp(-x))` of one number, with the bits of the vector form.
+pub fn sigmoidf(x: f32) -> f32 {
+    1.0 / (1.0 + expf(0.0 - x))
+}
+
 /// `exp` of one number, with the bits of the vector form.
 pub fn expf(x: f32) -> f32 {
     use crate::portable::fma;
@@ -399,7 +404,7 @@ mod tests {
                 });
                 check(&|v| cpu.scale(0.3, v), &|_, y| y * 0.3);
                 check(&|v| cpu.add(&x, v), &|x, y| y + x);
-                check(&|v| cpu.sigmoid_mul(&x, v), &|x, y| 1.0 / (1.0 + expf(-x)) * y);
+                check(&|v| cpu.sigmoid_mul(&x, v), &|x, y| sigmoidf(x) * y);
             }
             let mut edges = [-0.0, 0.0, f32::NAN, -f32::MIN_POSITIVE, f32::INFINITY];
             cpu.heaviside(&mut edges);

@@ -63,6 +63,15 @@ pub struct StateBuffers {
     each: Vec<f32>,
 }
 
+/// A layer of leaky integrate-and-fire neurons.
+#[derive(Debug)]
+pub struct Neurons {
+    /// State: the membranes.
+    pub membrane: Range<usize>,
+    /// k of `h = v + (x - v) k` per channel, where it is learned; else one half.
+    pub decay: Option<Vec<f32>>,
+}
+
 /// One pass over the rows of a batch: their tokens laid one after another, `n` in all.
 pub struct Pass<'a> {
     /// Where the arithmetic is done.
@@ -139,11 +148,12 @@ impl<'a> Pass<'a> {
 
     /// Leaky integrate-and-fire neurons over each row: `y` gets the spikes of input `x`. `site` says which neurons, as
     /// (layer, 0 or 1), for a trace.
-    pub fn lif(&mut self, field: &Range<usize>, site: (usize, usize), x: &[f32], y: &mut [f32]) {
+    pub fn lif(&mut self, neurons: &Neurons, site: (usize, usize), x: &[f32], y: &mut [f32]) {
+        let Neurons { membrane: field, decay } = neurons;
         self.load(field);
         let StateBuffers { lens, current, each } = &mut *self.buffers;
         let each_state = self.every_state.then_some(each.as_mut_slice());
-        self.cpu.lif(lens, field.len(), x, current, each_state, y);
+        self.cpu.lif(lens, field.len(), decay.as_deref(), x, current, each_state, y);
         if let Some(trace) = self.trace.as_deref_mut() {
             trace.record_spikes(site, y, each);
         }

@@ -7,16 +7,17 @@
 //! - the embedding may be binary: 1 where its weight is at least 0 (also -0.0), else 0. The published 216M model was
 //!   trained without that.
 //! - in the `rwkv-ffnpre` form block 0 has a second channel mixing, `ffnPre`, in place of time mixing.
+//! - `neuron` is `lif`, as the authors have it, `plif` with a learned decay per channel, sigmoid of `blocks.N.lif1.w` and
+//!   `lif2.w` (Fang et al. 2021, "Incorporating Learnable Membrane Time Constant"), or `none`: what a block gives joins the
+//!   residual stream as it is, which makes it an RWKV-4, the twin that neurons are compared with.
 //! - `rescale_every` repeats what the authors' inference script does and their training code does not: it moves the
 //!   neurons' inputs away from the threshold they were trained with. It is off unless asked for.
 
-use std::ops::Range;
-
 use super::Architecture;
 use super::loader::{Embedding, LayerNorm, Loader};
-use super::pass::{Activations, Pass};
+use super::pass::{Activations, Neurons, Pass};
 use super::rwkv4::{ChannelMix, Head, Rescale, TimeMix};
-use crate::config::SpikeVariant;
+use crate::config::{Neuron, SpikeVariant};
 use crate::error::Result;
 
 /// What drives the first neurons of a block.
@@ -29,13 +30,36 @@ enum First {
 struct Block {
     ln1: LayerNorm,
     first: First,
-    /// State: membranes of the neurons after `first`.
-    lif1: Range<usize>,
+    /// After `first`.
+    lif1: Option<Neurons>,
     ln2: LayerNorm,
     ffn: ChannelMix,
-    /// State: membranes of the neurons after `ffn`.
-    lif2: Range<usize>,
+    /// After `ffn`.
+    lif2: Option<Neurons>,
     halve_after: bool,
+}
+
+/// The neurons `{prefix}`, if the model has any.
+fn load_neurons(loader: &mut Loader<'_>, prefix: &str) -> Result<Option<Neurons>> {
+    let (neuron, width) = (loader.config().neuron, loader.config().hidden_size);
+    let decay = match neuron {
+        Neuron::None => return Ok(None),
+        Neuron::Lif => None,
+        Neuron::Plif => {
+            let w = loader.vector(&format!("{prefix}.w"), width)?;
+            Some(w.into_iter().map(spikelet_simd::sigmoidf).collect())
+        }
+    };
+    Ok(Some(Neurons { membrane: loader.state(format!("{prefix}.membrane"), width, 0.0), decay }))
+}
+
+/// `act.x += neurons(act.out)`.
+fn add_output(neurons: Option<&Neurons>, site: (usize, usize), pass: &mut Pass<'_>, act: &mut Activations) {
+    let Some(neurons) = neurons else {
+        return pass.cpu.add(&act.out, &mut act.x);
+    };
+    pass.lif(neurons, site, &act.out, &mut act.y);
+    pass.cpu.add(&act.y, &mut act.x);
 }
 
 impl Block {
@@ -51,15 +75,15 @@ impl Block {
         Ok(Self {
             ln1,
             first,
-            lif1: loader.state(format!("blocks.{i}.lif1.membrane"), config.hidden_size, 0.0),
+            lif1: load_neurons(loader, &format!("blocks.{i}.lif1"))?,
             ln2: loader.layer_norm(&format!("blocks.{i}.ln2"))?,
             ffn: ChannelMix::load(loader, &format!("blocks.{i}.ffn"), rescale.divisor)?,
-            lif2: loader.state(format!("blocks.{i}.lif2.membrane"), config.hidden_size, 0.0),
+            lif2: load_neurons(loader, &format!("blocks.{i}.lif2"))?,
             halve_after: rescale.halve_after,
         })
     }
 
-    /// x += LIF1(first(ln1(x))); x += LIF2(ffn(ln2(x))).
+    /// x += LIF1(first(ln1(x))); x += LIF2(ffn(ln2(x))), without the LIFs where the model has no neurons.
     fn forward(&self, i: usize, pass: &mut Pass<'_>, act: &mut Activations) {
         let (cpu, n) = (pass.cpu, pass.n());
         self.ln1.apply(cpu, &act.x, n, &mut act.xn);
@@ -67,12 +91,10 @@ impl Block {
             First::TimeMix(att) => att.forward(pass, act),
             First::ChannelMix(ffn_pre) => ffn_pre.forward(pass, act, None),
         }
-        pass.lif(&self.lif1, (i, 0), &act.out, &mut act.y);
-        cpu.add(&act.y, &mut act.x);
+        add_output(self.lif1.as_ref(), (i, 0), pass, act);
         self.ln2.apply(cpu, &act.x, n, &mut act.xn);
         self.ffn.forward(pass, act, Some(i));
-        pass.lif(&self.lif2, (i, 1), &act.out, &mut act.y);
-        cpu.add(&act.y, &mut act.x);
+        add_output(self.lif2.as_ref(), (i, 1), pass, act);
         if self.halve_after {
             cpu.scale(0.5, &mut act.x);
         }

@@ -1,6 +1,6 @@
 //! What a model's configuration follows from: `config.json`, the tensors, and the caller where neither is certain.
 //!
-//! RWKV-4 and SpikeGPT hold the same tensors under the same names: neurons have no parameters. So the sizes are always certain, and
+//! RWKV-4 and SpikeGPT hold the same tensors under the same names: the authors' neurons have no parameters. So the sizes are always certain, and
 //! the architecture never is, but for the one SpikeGPT that was published.
 
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use super::OpenOptions;
 use super::layout::{Tensors, check, missing};
 use super::names::{Family, block_of, family};
-use crate::config::{ModelConfig, ModelType, PartialConfig, SpikeVariant};
+use crate::config::{ModelConfig, ModelType, Neuron, PartialConfig, SpikeVariant};
 use crate::error::{Error, Result};
 
 /// Completes a configuration from the tensors and checks one against the other, names and shapes.
@@ -40,8 +40,10 @@ pub(super) fn complete(
     };
     let shape = Sizes::read(path, tensors, partial)?;
     let model_type = decide_type(path, partial, options, &shape)?;
-    if model_type == ModelType::Rwkv4 && (partial.variant.is_some() || partial.spike_embedding.is_some()) {
-        let reason = "its keys `variant` and `spike_embedding` belong to spikegpt models, not to rwkv4";
+    if model_type == ModelType::Rwkv4
+        && (partial.variant.is_some() || partial.spike_embedding.is_some() || partial.neuron.is_some())
+    {
+        let reason = "its keys `variant`, `spike_embedding` and `neuron` belong to spikegpt models, not to rwkv4";
         return Err(Error::config(path, reason));
     }
     let variant = decide_variant(path, partial, model_type, ffn_pre)?;
@@ -72,6 +74,7 @@ pub(super) fn complete(
         rescale_every: partial.rescale_every.unwrap_or(0),
         spike_embedding: model_type == ModelType::SpikeGpt && decide_embedding(path, partial, options, &shape)?,
         variant,
+        neuron: decide_neuron(tensors, partial, model_type),
         bos_token_id: partial.bos_token_id,
         eos_token_id: partial.eos_token_id,
         tokenizer_class: partial.tokenizer_class.clone(),
@@ -171,6 +174,18 @@ fn decide_variant(path: &Path, partial: &PartialConfig, model_type: ModelType, f
     }
 }
 
+/// The neurons of a model. A learned decay shows by its tensors; that there are none does not show.
+fn decide_neuron(tensors: &Tensors, partial: &PartialConfig, model_type: ModelType) -> Neuron {
+    let learned = tensors.contains_key("blocks.0.lif1.w");
+    match (model_type, partial.neuron) {
+        (ModelType::Rwkv4, _) => Neuron::None,
+        // If it contradicts the tensors, the check of their names says so.
+        (_, Some(said)) => said,
+        (_, None) if learned => Neuron::Plif,
+        (_, None) => Neuron::Lif,
+    }
+}
+
 /// The rows and columns of a matrix that sizes are read from.
 fn matrix(path: &Path, tensors: &Tensors, name: &str) -> Result<(usize, usize)> {
     let Some(stored) = tensors.get(name) else {
@@ -199,6 +214,10 @@ mod tests {
 
     /// Tensors of these sizes; opening never looks at values.
     fn tensors(layers: usize, hidden_size: usize, vocab_size: usize) -> Tensors {
+        tensors_with(layers, hidden_size, vocab_size, Neuron::Lif)
+    }
+
+    fn tensors_with(layers: usize, hidden_size: usize, vocab_size: usize, neuron: Neuron) -> Tensors {
         let config = ModelConfig {
             model_type: ModelType::SpikeGpt,
             vocab_size,
@@ -211,6 +230,7 @@ mod tests {
             rescale_every: 0,
             spike_embedding: false,
             variant: SpikeVariant::Rwkv,
+            neuron,
             bos_token_id: None,
             eos_token_id: None,
             tokenizer_class: None,
@@ -236,6 +256,25 @@ mod tests {
         // The caller knows better.
         let config = completed(&tensors(18, 768, 50277), Some(ModelType::Rwkv4).into()).expect("told");
         assert_eq!(config.model_type, ModelType::Rwkv4);
+    }
+
+    #[test]
+    fn a_learned_decay_shows_and_must_agree_with_what_is_said() {
+        let learned = tensors_with(2, 4, 77, Neuron::Plif);
+        let open = |tensors: &Tensors, neuron| {
+            let partial = PartialConfig { model_type: Some(ModelType::SpikeGpt), neuron, ..PartialConfig::default() };
+            complete(Path::new("m.pth"), tensors, &partial, OpenOptions::default())
+        };
+        assert_eq!(open(&learned, None).expect("shows").neuron, Neuron::Plif);
+        assert_eq!(open(&tensors(2, 4, 77), None).expect("usual").neuron, Neuron::Lif);
+        assert_eq!(open(&tensors(2, 4, 77), Some(Neuron::None)).expect("told").neuron, Neuron::None);
+        let message = open(&learned, Some(Neuron::Lif)).expect_err("contradiction").to_string();
+        assert!(message.contains("`blocks.0.lif1.w`"), "{message}");
+        let message = open(&tensors(2, 4, 77), Some(Neuron::Plif)).expect_err("contradiction").to_string();
+        assert!(message.contains("`blocks.0.lif1.w`") && message.contains("missing"), "{message}");
+        let rwkv4 = OpenOptions::from(Some(ModelType::Rwkv4));
+        assert_eq!(completed(&tensors(2, 4, 77), rwkv4).expect("rwkv4").neuron, Neuron::None);
+        assert!(completed(&learned, rwkv4).is_err());
     }
 
     #[test]

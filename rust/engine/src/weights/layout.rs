@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Stored, TensorView};
-use crate::config::{ModelConfig, SpikeVariant};
+use crate::config::{ModelConfig, Neuron, SpikeVariant};
 use crate::error::{Error, Result};
 
 pub(super) type Tensors = BTreeMap<String, Stored>;
@@ -80,6 +80,10 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
             time_mix.iter().for_each(|(name, shape)| add("att", name, *shape));
         }
         channel_mix.iter().for_each(|(name, shape)| add("ffn", name, *shape));
+        if config.neuron == Neuron::Plif {
+            add("lif1", "w", Shape::Vector(c));
+            add("lif2", "w", Shape::Vector(c));
+        }
     }
     list
 }

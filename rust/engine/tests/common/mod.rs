@@ -78,6 +78,11 @@ pub const LAYERS: usize = 2;
 
 /// Writes a random model whose neurons fire now and then. `model_type` and the rest of the config come from `extra`.
 pub fn random_model(folder: &Path, seed: u64, extra: &str) {
+    random_model_with(folder, seed, extra, 2.0);
+}
+
+/// The same; learned decays are sigmoids of numbers between -`decay` and `decay`.
+pub fn random_model_with(folder: &Path, seed: u64, extra: &str, decay: f32) {
     let mut random = Random(seed);
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
@@ -113,6 +118,12 @@ pub fn random_model(folder: &Path, seed: u64, extra: &str) {
     for norm in norms {
         add(format!("{norm}.weight"), &[HIDDEN], 0.3, 1.0);
         add(format!("{norm}.bias"), &[HIDDEN], 0.2, 0.0);
+    }
+    if extra.contains("plif") {
+        // Last, so that a model with and one without a learned decay agree in all other tensors.
+        for (i, site) in (0..LAYERS).flat_map(|i| [(i, "lif1"), (i, "lif2")]) {
+            add(format!("blocks.{i}.{site}.w"), &[HIDDEN], decay, 0.0);
+        }
     }
     let bytes: BTreeMap<&String, (&Vec<usize>, Vec<u8>)> = tensors
         .iter()

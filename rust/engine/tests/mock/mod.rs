@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
-use spikelet::config::{ModelConfig, ModelType, SpikeVariant};
+use spikelet::config::{ModelConfig, ModelType, Neuron, SpikeVariant};
 use spikelet::decode::{Decoder, Event, Events, FinishReason, Request, RowId, RowStats};
 use spikelet::state::Slot;
 use spikelet::tokenizer::Tokenizer;
@@ -67,6 +67,7 @@ impl MockRunner {
             rescale_every: 0,
             spike_embedding: false,
             variant: SpikeVariant::Rwkv,
+            neuron: Neuron::None,
             bos_token_id: None,
             eos_token_id: None,
             tokenizer_class: None,

@@ -13,7 +13,7 @@ mod lif;
 mod mix;
 mod wkv;
 
-pub use lif::{LifOutputGrads, lif_backward, lif_forward};
+pub use lif::{LifGrads, LifInputs, LifOutputGrads, Surrogate, lif_backward, lif_forward};
 pub use mix::{MixGrads, mix_backward, mix_forward};
 pub use wkv::{WKV_EMPTY_EXPONENT, WkvGrads, WkvInputs, wkv4_backward, wkv4_forward};
 
