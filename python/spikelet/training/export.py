@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from spikelet.errors import OptionError
-from spikelet.training.data import END_OF_TEXT, write_atomically
+from spikelet.training.data import as_tokenizer
+from spikelet.training.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tokenizers import Tokenizer
 
     from spikelet.training.models.spikegpt import SpikeGPT
 
@@ -24,7 +23,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 def export_model(
     model: SpikeGPT,
     folder: Path,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: object = None,
     dtype: str = "f32",
     generation: dict[str, object] | None = None,
 ) -> None:
@@ -35,7 +34,7 @@ def export_model(
     Args:
         model: its tensors are stored under their own names, the authors'.
         folder: made when missing.
-        tokenizer: left out, the folder gets no ``tokenizer.json``.
+        tokenizer: what ``as_tokenizer`` takes; None leaves the folder without one.
         dtype: ``"f32"``, ``"bf16"`` or ``"f16"``.
         generation: sampling defaults; the tokenizer's end-of-text token is added to them.
     """
@@ -49,18 +48,19 @@ def export_model(
         if not bool(torch.isfinite(value).all()):
             raise OptionError(f"tensor {name} has values that {dtype} cannot hold, or NaN")
     config, generation = model.config.to_model_config(), dict(generation or {})
-    end = None if tokenizer is None else tokenizer.token_to_id(END_OF_TEXT)
-    if end is not None:
+    kind = None if tokenizer is None else as_tokenizer(tokenizer)
+    if kind is not None:
         # Every training document stands behind an end-of-text token: it also begins a text.
-        config |= {"bos_token_id": end, "eos_token_id": end}
-        generation |= {"eos_token_id": end}
+        config |= {"bos_token_id": kind.eos_id, "eos_token_id": kind.eos_id}
+        config |= {"tokenizer_class": kind.tokenizer_class} if kind.tokenizer_class else {}
+        generation |= {"eos_token_id": kind.eos_id}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(
         folder / "model.safetensors",
         lambda path: save_file(weights, path, metadata={"format": "pt"}),
     )
-    if tokenizer is not None:
-        write_atomically(folder / "tokenizer.json", lambda path: tokenizer.save(str(path)))
+    if kind is not None:
+        kind.save(folder)
     if generation:
         text = json.dumps(generation, indent=2) + "\n"
         write_atomically(folder / "generation_config.json", lambda path: path.write_text(text))
