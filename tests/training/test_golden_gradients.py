@@ -30,7 +30,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "naive"])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_loss_and_every_gradient(folder: str, fused: bool) -> None:
+def test_t28_loss_and_every_gradient(folder: str, fused: bool) -> None:
     expected = load_file(GOLDEN / folder / "grads.safetensors")
     model = load_model(folder, fused=fused)
     loss = model(expected["ids"], expected["targets"])

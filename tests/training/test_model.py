@@ -16,13 +16,13 @@ def tiny(**options: object) -> SpikeGPT:
     return SpikeGPT(SpikeGPTConfig(**(values | options)))  # type: ignore[arg-type]
 
 
-def test_config_takes_its_fields_by_position_and_by_name() -> None:
+def test_d05_config_takes_its_fields_by_position_and_by_name() -> None:
     by_position = SpikeGPTConfig(50, 32, "RWKV", 2, 16)
     by_name = SpikeGPTConfig(vocab_size=50, ctx_len=32, model_type="RWKV", n_layer=2, n_embd=16)
     assert by_position == by_name
 
 
-def test_config_defaults_are_the_authors() -> None:
+def test_d06_config_defaults_are_the_authors() -> None:
     config = SpikeGPTConfig()
     found = (
         config.vocab_size, config.ctx_len, config.model_type, config.n_layer, config.n_embd,
@@ -55,7 +55,7 @@ def test_model_folder_config_goes_there_and_back() -> None:
         SpikeGPTConfig.from_model_config(written | {"model_type": "gpt2"})
 
 
-def test_parameters_carry_the_authors_names() -> None:
+def test_d07_d08_parameters_carry_the_authors_names() -> None:
     names = set(tiny().state_dict())
     for part in ("time_decay", "time_first", "time_mix_k", "key.weight", "output.weight"):
         assert f"blocks.2.att.{part}" in names
@@ -159,8 +159,22 @@ def test_firing_rates_are_shares_per_neuron_layer() -> None:
     assert all(0 <= rate <= 1 for rate in rates)
 
 
-def test_the_published_sizes_can_be_built() -> None:
+def test_d09_the_published_sizes_can_be_built_and_take_a_step() -> None:
+    ids = torch.zeros(1, 3, dtype=torch.int64)
     with torch.device("meta"):
         for layers in (12, 24):
-            model = SpikeGPT(SpikeGPTConfig(50277, 1024, "RWKV", layers, 768))
+            model = SpikeGPT(SpikeGPTConfig(50277, 1024, "RWKV", layers, 768, fused=False))
             assert len(model.blocks) == layers
+            # Shapes without numbers: what a step of 216M weights computes fits together.
+            model(ids.to("meta"), ids.to("meta")).backward()
+            assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    # With numbers, on the CPU, and a small vocabulary.
+    with torch.device("meta"):
+        wide = SpikeGPT(SpikeGPTConfig(64, 8, "RWKV", 2, 768))
+    model = wide.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    loss = model(ids, ids)
+    loss.backward()
+    assert loss.isfinite()

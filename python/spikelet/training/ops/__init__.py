@@ -62,7 +62,7 @@ def token_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
         the matrix product that follows, else float32.
     """
     device = x.device.type
-    if operators.kernels(device) is None:
+    if not operators.fused(device):
         return naive_token_mix(x, last, mixes)
     autocast = torch.is_autocast_enabled(device)
     half = autocast and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -89,7 +89,7 @@ def wkv4(
         The output ``[batch, time, channels]`` and the final state, both float32.
     """
     w, u, k, v = w.float(), u.float(), k.float(), v.float()
-    if operators.kernels(k.device.type) is None:
+    if not operators.fused(k.device.type):
         return naive_wkv4(w, u, k, v, state)
     if state is None:
         state = empty_wkv_state(k.shape[0], k.shape[2], k.detach())
@@ -120,7 +120,7 @@ def lif(
         Spikes (0 or 1, the shape of ``x``) and the final membrane ``[batch, channels]``, float32.
     """
     x, alpha = x.float(), surrogate_alpha(surrogate, alpha)
-    if operators.kernels(x.device.type) is None:
+    if not operators.fused(x.device.type):
         return naive_lif(x, membrane, decay, surrogate, alpha)
     if membrane is None:
         membrane = x.new_zeros(x.shape[0], x.shape[2])

@@ -30,6 +30,12 @@ def kernels(device: str) -> Any:
     return cuda if cuda.available() else None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def fused(device: str) -> bool:
+    """Whether a device type has kernels."""
+    return kernels(device) is not None
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*inputs)
 
