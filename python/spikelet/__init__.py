@@ -10,6 +10,8 @@ Example:
 `spikelet.load()` loads the model that comes with the package.
 """
 
+from typing import TYPE_CHECKING
+
 from spikelet._models import find_model, home, load, local_models
 from spikelet._spikelet import (
     Completion,
@@ -41,6 +43,9 @@ from spikelet.errors import (
     UnsupportedError,
 )
 
+if TYPE_CHECKING:
+    from spikelet.training.predicter import Predicter
+
 __all__ = [
     "Completion",
     "FileError",
@@ -53,6 +58,7 @@ __all__ = [
     "NotFiniteError",
     "NotFoundError",
     "OptionError",
+    "Predicter",
     "Session",
     "SpikeletError",
     "State",
@@ -73,3 +79,12 @@ __all__ = [
     "load",
     "local_models",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch on first use."""
+    if name == "Predicter":
+        from spikelet import training
+
+        return training.Predicter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from spikelet.training.models.activity import ActivityRecord
     from spikelet.training.models.rwkv4 import RWKV4
     from spikelet.training.models.spikegpt import SpikeGPT
+    from spikelet.training.predicter import Predicter
     from spikelet.training.trainer import Trainer
 
 __all__ = [
     "RWKV4",
     "ActivityRecord",
     "DataError",
+    "Predicter",
     "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
@@ -42,6 +44,7 @@ _HOMES = {
     "RWKV4": "models.rwkv4",
     "RWKV4Config": "config",
     "DataError": "errors",
+    "Predicter": "predicter",
     "SpikeGPT": "models.spikegpt",
     "SpikeGPTConfig": "config",
     "TokenData": "data",

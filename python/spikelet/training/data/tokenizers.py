@@ -143,7 +143,14 @@ class ObjectTokenizer(TextTokenizer):
         self.wrapped, self.eos_id = wrapped, _end_of(wrapped)
         self.vocab_size = max(int(wrapped.vocab_size), self.eos_id + 1)
         self._plain = _accepts(wrapped.encode, "add_special_tokens")
-        self.hash = _sha256(name, self._vocabulary(), str(self.encode(_PROBE)), str(self.eos_id))
+        self.hash = _sha256(name, self._vocabulary(), self._probe(), str(self.eos_id))
+
+    def _probe(self) -> str:
+        """Ids of a text, which tell tokenizers of equal vocabulary apart."""
+        try:
+            return str(self.encode(_PROBE))
+        except Exception:  # noqa: BLE001 - a tokenizer of few characters may refuse in any way
+            return ""
 
     def _vocabulary(self) -> str:
         if hasattr(self.wrapped, "get_vocab"):
