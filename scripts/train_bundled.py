@@ -21,10 +21,16 @@ from typing import Any
 
 import torch
 from kneser_ney import KneserNey
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from spikelet.training import SpikeGPT, SpikeGPTConfig, TokenData, Trainer, TrainerConfig
+from spikelet.training import (
+    LanguageModelTrainer,
+    SpikeGPT,
+    SpikeGPTConfig,
+    TokenData,
+    TrainerConfig,
+    runs,
+)
 from spikelet.training.data import (
     prepare,
     read_documents,
@@ -34,7 +40,7 @@ from spikelet.training.data import (
 )
 from spikelet.training.evaluate import stream_bits
 from spikelet.training.export import DTYPES, export_model
-from spikelet.training.trainer import checkpoints, saved_configs
+from spikelet.training.trainer.checkpoint import read_checkpoint
 
 VOCAB_SIZE = 4096
 VALID_EVERY = 50
@@ -85,31 +91,36 @@ def train(args: argparse.Namespace) -> None:
         )
     )
     config = TrainerConfig(
+        name=args.work.resolve().name,
+        device="cpu",
         batch_size=8,
         max_tokens=args.max_tokens,
         learning_rate=1.5e-3,
-        min_lr_ratio=0.02,
+        lr_final=3e-5,
         warmup_tokens=500_000,
         schedule="trapezoid",
         decay_share=args.decay_share,
         weight_decay=0.05,
         autocast="bf16",
         seed=SEED,
-        eval_interval=1000,
-        log_interval=50,
+        eval_step_interval=1000,
+        eval_iters=0,
+        log_step_interval=50,
+        save_step_interval=0,
         save_seconds=240,
+        sample_tokens=100,
+        sample_prompt="Once upon a time",
     )
-    trainer = Trainer(model, data, config, args.work, tokenizer)
-    if trainer.resume():
-        print(f"resumed at step {trainer.progress.step}", file=sys.stderr)
-    trainer.run()
+    resume = config.name if runs.checkpoints(args.work) else None
+    root = args.work.resolve().parent
+    LanguageModelTrainer(model, config, tokenizer=tokenizer, root=root, resume=resume).train(data)
 
 
 def load_newest(work: Path) -> SpikeGPT:
     """Return the model of the newest checkpoint."""
-    folder = checkpoints(work)[-1]
-    model = SpikeGPT(saved_configs(folder)[0])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    saved = read_checkpoint(runs.find_checkpoint(work))
+    model = SpikeGPT(SpikeGPTConfig(**saved["model_config"]))
+    model.load_state_dict(saved["state_dict"])
     return model.eval()
 
 
@@ -149,12 +160,12 @@ def plot(log: Path, target: Path, figures: dict[str, Any], data: TokenData) -> N
         rows = list(csv.DictReader(file))
     per_byte = data.train_sizes.tokens / data.train_sizes.bytes / 0.693147  # nats/token to bits
     figure, axes = plt.subplots(figsize=(7, 4))
-    lines = [(int(r["tokens"]) / 1e6, float(r["loss"]) * per_byte) for r in rows if r["loss"]]
+    lines = [(int(r["tokens"]) / 1e6, float(r["train_loss"]) * per_byte) for r in rows]
     axes.plot(*zip(*lines, strict=True), color="0.7", linewidth=0.8, label="training")
     points = [
-        (int(r["tokens"]) / 1e6, float(r["valid_bits_per_byte"]))
+        (int(r["tokens"]) / 1e6, float(r["val_bits_per_byte"]))
         for r in rows
-        if r["valid_bits_per_byte"]
+        if r["val_bits_per_byte"]
     ]
     axes.plot(*zip(*points, strict=True), "o-", markersize=3, label="validation, 256-token windows")
     level = figures["tokens_bits_per_byte"]

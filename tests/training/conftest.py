@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,10 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs without a root and cached texts lie here."""
+    monkeypatch.setenv("SPIKELET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import spikelet  # noqa: E402
 from spikelet.cli import train  # noqa: E402
+from spikelet.cli.terminal import UsageError  # noqa: E402
 from spikelet.errors import OptionError  # noqa: E402
 from spikelet.training import DataError, SpikeGPT, SpikeGPTConfig, export_model  # noqa: E402
 from training.tiny import text_file, tiny_trainer  # noqa: E402
@@ -60,8 +61,8 @@ def command(text: Path, out: Path, *options: str) -> int:
 
 SMALL = [
     *("--n-layer=1", "--n-embd=16", "--ctx-len=16", "--vocab-size=280", "--no-spike-embedding"),
-    *("--batch-size=2", "--max-tokens=320", "--warmup-tokens=32", "--betas", "0.9", "0.95"),
-    *("--sample-tokens=3", "--valid-every=10"),
+    *("--batch-size=2", "--max-tokens=320", "--warmup-tokens=32", "--beta2=0.95"),
+    *("--sample-tokens=3", "--valid-every=10", "--device=cpu"),
 ]
 
 
@@ -72,17 +73,32 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert (config["vocab_size"], config["hidden_size"]) == (280, 16)
     assert not config["spike_embedding"]
     assert load_file(out / "model.safetensors")["emb.weight"].dtype == torch.bfloat16
-    settings = json.loads((out / "training" / "config.json").read_text())["trainer"]
-    assert settings["betas"] == [0.9, 0.95]
-    assert settings["learning_rate"] == 1e-3  # the default, untouched
+    settings = json.loads((out / "training" / "trainer_config.json").read_text())
+    assert (settings["beta1"], settings["beta2"]) == (0.9, 0.95)
+    assert settings["learning_rate"] == 4e-4  # the default, untouched
 
     with pytest.raises(OptionError, match="holds a run already; --resume continues it"):
         command(text, out, *SMALL)
     with pytest.raises(OptionError, match="--n-embd was 16 when the run began"):
         command(text, out, "--resume", "--n-embd=32")
-    resume = ("--resume", "--max-tokens=640", "--valid-every=10")
-    assert command(text, out, *resume) == 0
-    assert (out / "training" / "step-00000020").is_dir()
+    assert command(text, out, "--resume", "--max-tokens=640") == 0
+    saved = torch.load(out / "training" / "complete.pth", weights_only=True)
+    assert saved["current_step"] == 20
+    with pytest.raises(OSError, match=r"no checkpoint 'iter-3-ckpt' \(there are: iter-10-ckpt"):
+        command(text, out, "--resume=iter-3-ckpt")
+
+
+def test_the_command_trains_rwkv_under_a_name(tmp_path: Path, home: Path) -> None:
+    parser = argparse.ArgumentParser()
+    train.configure(parser)
+    words = [str(text_file(tmp_path)), "--name", "letters", "--architecture", "rwkv4"]
+    words += ["--tokenizer", "bytes", "--n-layer=1", "--n-embd=16", "--ctx-len=16", "--max-step=2"]
+    assert train.run(parser.parse_args([*words, "--device=cpu"])) == 0
+    model = spikelet.load("letters", threads=1)
+    assert (model.config.model_type, model.vocab_size) == ("rwkv4", 256)
+    assert train.run(parser.parse_args([*words, "--resume", "--max-step=3"])) == 0
+    with pytest.raises(UsageError, match="rwkv4 has no --surrogate"):
+        train.run(parser.parse_args([*words[:-1], "--out=x", "--surrogate=atan"]))
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
@@ -104,7 +120,7 @@ def test_every_config_field_is_an_option_with_help() -> None:
     helps = {action.dest: action.help or "" for action in parser._actions}
     for name in ("n_ffn", "l2wrap", "decay_share", "autocast", "sample_prompt"):
         assert len(helps[name].partition(" (default")[0]) > 10, name
-    assert "(default: 0.001)" in helps["learning_rate"]
+    assert "(default: 0.0004)" in helps["learning_rate"]
 
 
 @pytest.mark.parametrize("variant", ["RWKV", "RWKV-ffnPre"])

@@ -7,7 +7,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from spikelet.training import SpikeGPT, SpikeGPTConfig, TokenData, Trainer, TrainerConfig
+from spikelet.training import (
+    LanguageModelTrainer,
+    SpikeGPT,
+    SpikeGPTConfig,
+    TokenData,
+    Trainer,
+    TrainerConfig,
+)
 from spikelet.training.data import prepare, train_tokenizer
 
 _SENTENCES = ["The cat sat on the mat.", "A dog ran over the hill!", "Why does the bird sing?"]
@@ -28,20 +35,39 @@ def tiny_data(folder: Path) -> tuple[TokenData, Tokenizer]:
     return prepare([text_file(folder)], tokenizer, folder / "cache", valid_every=10), tokenizer
 
 
-def tiny_trainer(folder: Path, **options: Any) -> Trainer:
-    import torch
-
-    data, tokenizer = tiny_data(folder)
+def tiny_config(**options: Any) -> TrainerConfig:
+    """20 steps of 2 windows of 16 tokens."""
     defaults: dict[str, Any] = {
-        "batch_size": 2,
-        "max_tokens": 20 * 2 * 16,
+        "name": "run",
+        "device": "cpu",
+        "max_step": 20,
         "warmup_tokens": 64,
         "learning_rate": 3e-3,
-        "log_interval": 1,
-        "eval_interval": 0,
-        "sample_tokens": 0,
+        "save_step_interval": 0,
+        "valid_every": 10,
     }
-    config = TrainerConfig(**(defaults | options))
-    torch.manual_seed(config.seed)
-    model = SpikeGPT(SpikeGPTConfig(300, 16, "RWKV", 2, 24, dropout=0.1, spike_embedding=False))
-    return Trainer(model, data, config, folder / "run", tokenizer)
+    return TrainerConfig(**(defaults | options))
+
+
+def tiny_model(**options: Any) -> SpikeGPT:
+    """A model whose weights are always the same."""
+    import torch
+
+    torch.manual_seed(0)
+    config = {"dropout": 0.1, "spike_embedding": False, **options}
+    return SpikeGPT(SpikeGPTConfig(300, 16, "RWKV", 2, 24, **config))
+
+
+def tiny_trainer(
+    folder: Path, resume: str | None = None, model: SpikeGPT | None = None, **options: Any
+) -> LanguageModelTrainer:
+    """A trainer whose runs lie in ``folder``."""
+    trainer = Trainer(
+        tiny_model() if model is None else model,
+        tiny_config(**options),
+        tokenizer=train_tokenizer(DOCUMENTS, 300),
+        root=folder,
+        resume=resume,
+    )
+    assert isinstance(trainer, LanguageModelTrainer)
+    return trainer

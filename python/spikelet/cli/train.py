@@ -1,32 +1,40 @@
-"""`spikelet train`: train a SpikeGPT on text files, into a model folder."""
+"""`spikelet train`: from text files to a model folder, through a run that can be stopped."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from spikelet.cli.terminal import UsageError
 
-    from spikelet.training import SpikeGPTConfig, TrainerConfig
+if TYPE_CHECKING:
+    from spikelet.training import RWKV4Config, SpikeGPTConfig, TrainerConfig
+    from spikelet.training.data import TextTokenizer
+    from spikelet.training.trainer.distributed import World
 
 EPILOG = """\
-OUT becomes a model folder that `spikelet generate --model OUT` reads; the run's checkpoints,
+The run becomes a model folder, which `spikelet generate --model OUT` (or NAME) reads; checkpoints,
 samples and train_log.csv are in OUT/training. Ctrl-C saves a checkpoint and ends; --resume goes on
-from the newest.
+from the newest. --device-num 2 starts two processes; for several machines start this command with
+torchrun.
 
 examples:
-  spikelet train stories.txt --out stories --n-layer 4 --n-embd 256 --ctx-len 256 --vocab-size 4096
+  spikelet train stories.txt --out stories --n-layer 4 --n-embd 256 --ctx-len 256 \\
+      --vocab-size 4096 --batch-size 8 --max-tokens 10000000
   spikelet train stories.txt --out stories --resume --max-tokens 20000000
 """
+INTERRUPTED = 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: those of the model, and those of the run, under the names of the fields."""
-    from spikelet.training.config import SpikeGPTConfig, TrainerConfig
+    from spikelet.training.config import SpikeGPTConfig
+    from spikelet.training.trainer_config import TrainerConfig
 
     parser.epilog = EPILOG
     parser.add_argument(
@@ -34,25 +42,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="TEXT",
-        help="UTF-8 text files (.gz allowed); lines of <|endoftext|> separate documents",
+        help="text files (.txt, .jsonl with 'text', each also .gz); lines of <|endoftext|> "
+        "separate documents",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder of the run")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, metavar="OUT", help="folder of the run")
+    place.add_argument("--name", metavar="NAME", help="name of the run, which others find it by")
+    parser.add_argument(
+        "--architecture", choices=["spikegpt", "rwkv4"], help="what to train (default: spikegpt)"
+    )
     parser.add_argument(
         "--tokenizer",
-        type=Path,
         metavar="FILE",
-        help="a tokenizer.json with an <|endoftext|> token; else a byte-level BPE of at most "
-        "--vocab-size tokens is trained on the text",
+        help="tokenizer.json, folder of a model, 'bytes' or 'chars'; else a byte-level BPE of at "
+        "most --vocab-size tokens is trained on the text",
     )
+    parser.add_argument("--valid", type=Path, metavar="TEXT", help="text to validate on")
     parser.add_argument(
-        "--valid-every", type=int, default=50, metavar="N", help="hold out every N-th document (50)"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="go on from the newest checkpoint, or from this one",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument(
         "--export-dtype",
         default="f32",
         choices=["f32", "bf16", "f16"],
-        help="type of OUT's weights",
+        help="type of the model folder's weights",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (torch's default)")
     _add_fields(parser.add_argument_group("model"), SpikeGPTConfig)
@@ -64,11 +81,11 @@ def _add_fields(group: argparse._ArgumentGroup, config: type) -> None:
     texts = _field_help(config.__doc__ or "")
     for field in fields(config):
         default = field.default
+        if field.name == "name":
+            continue
         options: dict[str, Any] = {"default": None, "metavar": field.name.upper()}
         if isinstance(default, bool):
             options = {"default": None, "action": argparse.BooleanOptionalAction}
-        elif isinstance(default, tuple):
-            options |= {"type": float, "nargs": len(default)}
         else:
             options["type"] = type(default)
         text = f"{texts.get(field.name, '')} (default: {default})".replace("%", "%%")
@@ -84,81 +101,124 @@ def _field_help(docstring: str) -> dict[str, str]:
 
 def _given(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """Return the fields of ``config`` that the command line set."""
-    values = {field.name: getattr(args, field.name) for field in fields(config)}
+    values = {field.name: getattr(args, field.name, None) for field in fields(config)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training, and export; 0 when the run reached its end, 130 when stopped."""
+    if (args.device_num or 1) > 1 and "WORLD_SIZE" not in os.environ:
+        _start_processes(args.device_num)
     import torch
 
-    from spikelet.errors import OptionError
-    from spikelet.training import SpikeGPT, Trainer, export_model, prepare
-    from spikelet.training.trainer import checkpoints
+    from spikelet.training import RWKV4, LanguageModelTrainer, SpikeGPT, export_model
+    from spikelet.training.config import RWKV4Config
+    from spikelet.training.trainer.distributed import join_world
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if checkpoints(args.out) and not args.resume:
-        raise OptionError(f"{args.out} holds a run already; --resume continues it")
-    if args.resume and not checkpoints(args.out):
-        raise OptionError(f"{args.out} holds no checkpoint to resume")
-    model_config, trainer_config = _configs(args)
-    tokenizer = _tokenizer(args, model_config)
-    data = prepare(args.texts, tokenizer, args.out / "training" / "cache", args.valid_every)
-    if not args.resume:
-        model_config = replace(model_config, vocab_size=tokenizer.get_vocab_size())
-    torch.manual_seed(trainer_config.seed)
-    trainer = Trainer(SpikeGPT(model_config), data, trainer_config, args.out, tokenizer)
-    trainer.resume()
-    trainer.run()
-    export_model(trainer.model, args.out, tokenizer, args.export_dtype)
-    return INTERRUPTED if trainer.stop_requested else 0
+    name, root, folder = _place(args)
+    _check_place(args, folder)
+    model_config, config = _configs(args, folder)
+    config.name = name
+    world = join_world(config.device_num)
+    tokenizer = _tokenizer(args, folder, model_config.vocab_size, config.valid_every, world)
+    if args.resume is None:
+        model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = RWKV4(model_config) if isinstance(model_config, RWKV4Config) else SpikeGPT(model_config)
+    resume = None if args.resume is None else f"{name}:{args.resume}".removesuffix(":")
+    trainer = LanguageModelTrainer(model, config, tokenizer=tokenizer, root=root, resume=resume)
+    trainer.train(args.texts, args.valid)
+    if args.export_dtype != "f32" and trainer.world.is_first:
+        export_model(trainer.model, folder, tokenizer, args.export_dtype)
+    return INTERRUPTED if trainer.interrupted else 0
 
 
-INTERRUPTED = 130
+def _start_processes(count: int) -> None:
+    """Become ``torchrun``, which starts this command once per process."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    sys.stdout.flush()
+    command = [sys.executable, *launcher, "-m", "spikelet", *sys.argv[1:]]
+    os.execv(sys.executable, command)  # noqa: S606 - there is no shell in between
 
 
-def _configs(args: argparse.Namespace) -> tuple[SpikeGPTConfig, TrainerConfig]:
+def _place(args: argparse.Namespace) -> tuple[str, Path, Path]:
+    """Return the run's name, the folder of runs, and the run's own."""
+    from spikelet.training import runs
+
+    if args.out is None:
+        return args.name, runs.runs_root(), runs.run_folder(args.name)
+    folder = args.out.resolve()
+    return folder.name, folder.parent, runs.run_folder(folder.name, folder.parent)
+
+
+def _check_place(args: argparse.Namespace, folder: Path) -> None:
+    from spikelet.errors import OptionError
+    from spikelet.training import runs
+
+    begun = (folder / "training" / "trainer_config.json").exists()
+    if args.resume is None and begun and os.environ.get("RANK", "0") == "0":
+        raise OptionError(f"{folder} holds a run already; --resume continues it")
+    if args.resume is not None and not runs.checkpoints(folder):
+        raise OptionError(f"{folder} holds no checkpoint to resume")
+
+
+def _configs(
+    args: argparse.Namespace, folder: Path
+) -> tuple[SpikeGPTConfig | RWKV4Config, TrainerConfig]:
     """Return what the options say; a resumed run keeps its model and what they leave open."""
     from spikelet.errors import OptionError
-    from spikelet.training import SpikeGPTConfig, TrainerConfig
-    from spikelet.training.trainer import checkpoints, saved_configs
+    from spikelet.training.config import RWKV4Config, SpikeGPTConfig
+    from spikelet.training.runs import read_json
+    from spikelet.training.trainer_config import TrainerConfig
 
+    kinds: dict[str, Any] = {"spikegpt": SpikeGPTConfig, "rwkv4": RWKV4Config}
     model, trainer = _given(args, SpikeGPTConfig), _given(args, TrainerConfig)
-    if not args.resume:
-        return SpikeGPTConfig(**model), TrainerConfig(**trainer)
-    model_config, trainer_config = saved_configs(checkpoints(args.out)[-1])
+    kind = kinds[args.architecture or "spikegpt"]
+    if args.resume is None:
+        unknown = set(model) - {field.name for field in fields(kind)}
+        if unknown:
+            raise UsageError(f"rwkv4 has no --{min(unknown).replace('_', '-')}")
+        return kind(**model), TrainerConfig(**trainer)
+    saved = read_json(folder / "training" / "config.json")
+    external = read_json(folder / "training" / "external_config.json")
+    kind = kinds["rwkv4" if external.get("model_class") == "RWKV4" else "spikegpt"]
     for name, value in model.items():
-        if value != getattr(model_config, name):
+        if value != saved.get(name):
             raise OptionError(
-                f"--{name.replace('_', '-')} was {getattr(model_config, name)} when the run began, "
-                f"and stays so: it is part of the model"
+                f"--{name.replace('_', '-')} was {saved.get(name)} when the run began, and stays "
+                "so: it is part of the model"
             )
-    return model_config, replace(trainer_config, **trainer)
+    before = TrainerConfig(**read_json(folder / "training" / "trainer_config.json"))
+    return kind(**saved), replace(before, **trainer)
 
 
-def _tokenizer(args: argparse.Namespace, config: SpikeGPTConfig) -> Tokenizer:
+def _tokenizer(
+    args: argparse.Namespace,
+    folder: Path,
+    vocab_size: int,
+    valid_every: int,
+    world: World,
+) -> TextTokenizer:
     """Return the run's tokenizer: its own on resume, else the one given, else a new BPE."""
-    from tokenizers import Tokenizer
-
     from spikelet.training.data import (
+        as_tokenizer,
+        load_tokenizer,
         read_documents,
         split_documents,
         train_tokenizer,
-        write_atomically,
     )
-    from spikelet.training.errors import DataError
+    from spikelet.training.trainer.distributed import wait_for_all
 
-    own = args.out / "tokenizer.json"
-    path = own if args.resume or args.tokenizer is None else args.tokenizer
-    if path is own and not args.resume:
-        train, _ = split_documents(read_documents(args.texts), args.valid_every)
-        tokenizer = train_tokenizer(train, config.vocab_size)
-    else:
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: not a tokenizer.json: {error}") from error
-    if not args.resume:
-        write_atomically(own, lambda target: tokenizer.save(str(target)))
-    return tokenizer
+    if args.resume is not None:
+        return load_tokenizer(folder / "training" / "tokenizer")
+    if args.tokenizer is not None:
+        return as_tokenizer(args.tokenizer, args.texts)
+    if world.is_first:
+        documents = read_documents(args.texts)
+        if valid_every and not args.valid:
+            documents, _ = split_documents(documents, valid_every)
+        as_tokenizer(train_tokenizer(documents, vocab_size)).save(folder)
+    wait_for_all(world)
+    return load_tokenizer(folder / "tokenizer.json")

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spikelet.training.config import RWKV4Config, SpikeGPTConfig, TrainerConfig
+    from spikelet.training.config import RWKV4Config, SpikeGPTConfig
     from spikelet.training.data import TokenData, prepare, train_tokenizer
     from spikelet.training.errors import DataError, TrainingError
     from spikelet.training.export import export_model
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from spikelet.training.models.rwkv4 import RWKV4
     from spikelet.training.models.spikegpt import SpikeGPT
     from spikelet.training.predicter import Predicter
-    from spikelet.training.trainer import Trainer
+    from spikelet.training.trainer import LanguageModelTrainer, LogFieldnames, Trainer
+    from spikelet.training.trainer_config import TrainerConfig
 
 __all__ = [
     "RWKV4",
     "ActivityRecord",
     "DataError",
+    "LanguageModelTrainer",
+    "LogFieldnames",
     "Predicter",
     "RWKV4Config",
     "SpikeGPT",
@@ -45,11 +48,13 @@ _HOMES = {
     "RWKV4Config": "config",
     "DataError": "errors",
     "Predicter": "predicter",
+    "LanguageModelTrainer": "trainer",
+    "LogFieldnames": "trainer",
     "SpikeGPT": "models.spikegpt",
     "SpikeGPTConfig": "config",
     "TokenData": "data",
     "Trainer": "trainer",
-    "TrainerConfig": "config",
+    "TrainerConfig": "trainer_config",
     "TrainingError": "errors",
     "export_model": "export",
     "prepare": "data",

@@ -1,4 +1,4 @@
-"""Configuration of models and of runs. Without torch: the command line shows it at once."""
+"""Configuration of models. Without torch: the command line shows it at once."""
 
 from __future__ import annotations
 
@@ -179,75 +179,3 @@ class RWKV4Config:
         if config.get("model_type") not in ("rwkv4", "rwkv"):
             raise OptionError(f"model_type is {config.get('model_type')!r}; needed is 'rwkv4'")
         return cls(**_fields_of(cls, config, options))  # type: ignore[arg-type]
-
-
-@dataclass
-class TrainerConfig:
-    """How to train; lengths are in tokens seen, so a schedule does not change with the batch size.
-
-    Args:
-        batch_size: windows per forward pass.
-        grad_accumulation: forward passes per optimiser step.
-        max_tokens: where the run ends and the schedule reaches its floor. It may differ on resume.
-        learning_rate: peak.
-        min_lr_ratio: floor of the schedule as a share of the peak.
-        warmup_tokens: linear rise from 0.
-        schedule: ``"cosine"``, or ``"trapezoid"``: constant, then linear down over the last
-            ``decay_share`` of the run, which lets one move the end on resume without regret.
-        decay_share: see ``schedule``.
-        optimizer: ``"adamw"`` (decay on matrices of the blocks and the head) or ``"adam"``, the
-            authors' choice, without any decay.
-        betas: as the authors.
-        eps: as the authors.
-        weight_decay: AdamW only.
-        grad_clip: largest norm of the whole gradient; 0 turns clipping off.
-        autocast: ``"f32"`` or ``"bf16"``, type of the matrix products' inputs; weights stay f32.
-        seed: of initialisation, dropout and data order.
-        log_interval: steps between log lines.
-        eval_interval: steps between validations; 0 validates at the end only.
-        save_seconds: seconds between checkpoints; one is also written at the end.
-        keep_checkpoints: newest checkpoints that stay.
-        sample_tokens: length of the sample drawn at each validation; 0 draws none.
-        sample_prompt: what samples continue.
-    """
-
-    batch_size: int = 16
-    grad_accumulation: int = 1
-    max_tokens: int = 10_000_000
-    learning_rate: float = 1e-3
-    min_lr_ratio: float = 0.1
-    warmup_tokens: int = 200_000
-    schedule: str = "cosine"
-    decay_share: float = 0.3
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    autocast: str = "f32"
-    seed: int = 0
-    log_interval: int = 20
-    eval_interval: int = 500
-    save_seconds: float = 300.0
-    keep_checkpoints: int = 2
-    sample_tokens: int = 100
-    sample_prompt: str = "Once upon a time"
-
-    def __post_init__(self) -> None:
-        self.betas = (float(self.betas[0]), float(self.betas[1]))
-        choices = {
-            "schedule": ("cosine", "trapezoid"),
-            "optimizer": ("adamw", "adam"),
-            "autocast": ("f32", "bf16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; known are {list(known)}")
-        at_least_one = ("batch_size", "grad_accumulation", "max_tokens", "log_interval")
-        for name in (*at_least_one, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if not self.learning_rate > 0:
-            raise OptionError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 < self.decay_share <= 1:
-            raise OptionError(f"decay_share is {self.decay_share}; it must lie in (0, 1]")
