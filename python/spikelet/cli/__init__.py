@@ -27,6 +27,7 @@ COMMANDS = {
     "info": "what is in a model folder or file",
     "convert": "store a model in another format or number type",
     "train": "train a model on a text file",
+    "report": "show training runs as one HTML page",
     "models": "the models that can be loaded by name",
     "doctor": "check this installation: kernels, threads, self-test",
 }
