@@ -91,14 +91,16 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
 def test_the_command_trains_rwkv_under_a_name(tmp_path: Path, home: Path) -> None:
     parser = argparse.ArgumentParser()
     train.configure(parser)
-    words = [str(text_file(tmp_path)), "--name", "letters", "--architecture", "rwkv4"]
-    words += ["--tokenizer", "bytes", "--n-layer=1", "--n-embd=16", "--ctx-len=16", "--max-step=2"]
-    assert train.run(parser.parse_args([*words, "--device=cpu"])) == 0
+    text = str(text_file(tmp_path))
+    rwkv = ("--architecture=rwkv4", "--tokenizer=bytes", "--device=cpu")
+    small = ("--n-layer=1", "--n-embd=16", "--ctx-len=16", "--max-step=2")
+    named = (text, "--name=letters", *rwkv)
+    assert train.run(parser.parse_args([*named, *small])) == 0
     model = spikelet.load("letters", threads=1)
     assert (model.config.model_type, model.vocab_size) == ("rwkv4", 256)
-    assert train.run(parser.parse_args([*words, "--resume", "--max-step=3"])) == 0
+    assert train.run(parser.parse_args([*named, "--resume", "--max-step=3"])) == 0
     with pytest.raises(UsageError, match="rwkv4 has no --surrogate"):
-        train.run(parser.parse_args([*words[:-1], "--out=x", "--surrogate=atan"]))
+        train.run(parser.parse_args([text, "--out=x", *rwkv, "--surrogate=atan"]))
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:

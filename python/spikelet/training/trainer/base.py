@@ -184,9 +184,7 @@ class Trainer:
     @property
     def fork_directory(self) -> Path | None:
         """Folder of the changed code."""
-        return (
-            None if self.fork is None else self.root / "fork" / runs.valid_name(self.fork, "fork")
-        )
+        return None if self.fork is None else fork_folder(self.fork)
 
     @property
     def is_name_exist(self) -> bool:
