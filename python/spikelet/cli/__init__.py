@@ -23,7 +23,7 @@ from spikelet.cli.terminal import OutputError, UsageError, abandon_stdout, prepa
 COMMANDS = {
     "generate": "write text from a prompt",
     "chat": "talk with a model, or write a story together",
-    "eval": "loss, perplexity and bits per byte of a text",
+    "eval": "how well a model predicts texts, and how it does in tasks",
     "info": "what is in a model folder or file",
     "convert": "store a model in another format or number type",
     "train": "train a model on a text file",

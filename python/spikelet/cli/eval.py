@@ -1,9 +1,6 @@
-"""`spikelet eval`: how well a model predicts a text.
+"""`spikelet eval`: how well a model predicts texts, and how it does in tasks.
 
-A text is one stream: the state runs on through the whole file. Its first token is read but not
-predicted, because nothing comes before it; neither its loss nor its bytes are counted. Bits per
-byte is over the UTF-8 bytes of all other tokens, so models with different tokenizers can be
-compared by it; loss and perplexity, which are per token, cannot.
+What is measured, and how, is in `spikelet.evaluation`; here are files, options and tables.
 """
 
 from __future__ import annotations
@@ -11,59 +8,45 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
+import os
 import sys
-import time
 import zlib
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from spikelet.cli.options import add_model_options, load_model
 from spikelet.cli.terminal import Progress, UsageError, human_bytes, stdout, table
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from spikelet import Model
+    from spikelet.evaluation import Metric, TaskResult, TextScore
 
 EPILOG = """\
 The first token of a text is read but not predicted: its loss and its bytes do not count.
+
+tasks (JSON lines, also gzipped; nothing is downloaded):
+  lambada   {"text"}: is the last word of a passage what the model would write?
+  blimp     {"UID", "sentence_good", "sentence_bad"}: is the grammatical sentence likelier?
+  piqa      {"goal", "sol1", "sol2", "label"}: is the solution that works likelier?
 
 examples:
   spikelet eval story.txt
   spikelet eval path/to/model valid.txt.gz --max-bytes 1M
   spikelet eval --model path/to/model part1.txt part2.txt --json
+  spikelet eval path/to/model --task lambada=lambada_test.jsonl --task blimp=blimp.jsonl.gz
 """
-PIECE = 512  # tokens between two signs of life
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
-
-@dataclass
-class Score:
-    """What one text cost."""
-
-    text: str
-    tokens: int = 0  # predicted tokens
-    bytes: int = 0  # UTF-8 bytes of the predicted tokens
-    nats: float = 0.0
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Sums and means for --json."""
-        return {
-            **asdict(self),
-            "loss": self.nats / self.tokens,
-            "perplexity": math.exp(min(self.nats / self.tokens, 700.0)),
-            "bits_per_byte": self.nats / math.log(2) / self.bytes if self.bytes else None,
-        }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.usage = "spikelet eval [MODEL] TEXT... [options]"
+    parser.usage = "spikelet eval [MODEL] [TEXT...] [--task NAME=FILE...] [options]"
     parser.epilog = EPILOG
     parser.add_argument(
         "texts",
-        nargs="+",
+        nargs="*",
         metavar="TEXT",
         help="UTF-8 text files, also gzipped; '-' is standard input. A first word that is a model "
         "is taken as --model",
@@ -72,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=int,
         metavar="N",
-        help="forget everything after every N tokens (default: never)",
+        help="of texts: forget everything after every N tokens (default: never)",
     )
     parser.add_argument(
         "--max-bytes",
@@ -80,67 +63,118 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="read only so many bytes of each text; 64k and 10M work too",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="run a task: lambada, blimp or piqa, with the items of FILE; may be repeated",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="take the first N items of a task, of blimp those of each paradigm",
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="with --limit: draw the items")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write that object to FILE, too")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    if args.context is not None and args.context < 1:
-        raise UsageError(f"--context needs a number of at least 1, not {args.context}")
+    from spikelet.evaluation import TextScore, evaluate
+
     texts: list[str] = args.texts
-    if args.model is None and _is_model(texts[0]):
+    tasks = _tasks(args.task)
+    if args.seed is not None and args.limit is None:
+        raise UsageError("--seed draws items for --limit, which is not given")
+    if args.model is None and texts and _is_model(texts[0]):
         args.model = texts.pop(0)
-        if not texts:
-            raise UsageError(f"{args.model} is a model: no text given")
+    if not texts and not tasks:
+        model_only = "" if args.model is None else f"{args.model} is a model: "
+        raise UsageError(f"{model_only}no text given, and no --task")
     model = load_model(args)
-    scores = []
-    for name in texts:
-        text = read_text(name, args.max_bytes)
-        scores.append(evaluate(model, name, text, args.context))
-    total = Score("total")
-    for score in scores:
-        total.tokens += score.tokens
-        total.bytes += score.bytes
-        total.nats += score.nats
-        total.seconds += score.seconds
+    scores = [_score(model, name, args.max_bytes, args.context) for name in texts]
+    with _TaskProgress() as progress:
+        results = evaluate(model, tasks, limit=args.limit, seed=args.seed, report=progress.report)
+    total = None
+    if scores:
+        total = TextScore("total")
+        for score in scores:
+            total.tokens += score.tokens
+            total.bytes += score.bytes
+            total.nats += score.nats
+            total.seconds += score.seconds
+    found = {
+        "model": str(model.path),
+        "dtype": model.dtype,
+        "context": args.context,
+        "texts": [score.as_dict() for score in scores],
+        "total": total and total.as_dict(),
+        "limit": args.limit,
+        "seed": args.seed,
+        "tasks": {name: result.as_dict() for name, result in results.items()},
+    }
+    if args.out is not None:
+        _write(args.out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     if args.json:
-        result = {
-            "model": str(model.path),
-            "dtype": model.dtype,
-            "context": args.context,
-            "texts": [score.as_dict() for score in scores],
-            "total": total.as_dict(),
-        }
-        stdout().line(json.dumps(result, ensure_ascii=False))
-    else:
-        _show([*scores, total] if len(scores) > 1 else scores)
+        stdout().line(json.dumps(found, ensure_ascii=False))
+        return 0
+    if total is not None:
+        _show_texts([*scores, total] if len(scores) > 1 else scores)
+    if results:
+        _show_tasks(list(results.values()))
     return 0
 
 
-def evaluate(model: Model, name: str, text: str, context: int | None = None) -> Score:
-    """Score a text through one running state, a piece at a time."""
-    ids = model.tokenizer.encode(text)
-    if len(ids) < 2:
-        raise UsageError(f"{name}: nothing to predict in a text of {len(ids)} tokens")
-    tokenizer = model.tokenizer
-    # A special token stands for no bytes, but its name was written out in the text.
-    first = tokenizer.token_bytes(ids[0]) or (tokenizer.id_to_token(ids[0]) or "").encode()
-    score = Score(name, tokens=len(ids) - 1, bytes=len(text.encode()) - len(first))
-    start = time.perf_counter()
-    with Progress(Path(name).name, score.tokens, unit=" tokens") as progress:
-        for begin in range(0, score.tokens, context or score.tokens):
-            state = model.new_state()
-            end = min(begin + (context or score.tokens), score.tokens)
-            for at in range(begin, end, PIECE):
-                # A piece begins with the last id of the one before, which the state has not read.
-                piece = ids[at : min(at + PIECE, end) + 1]
-                score.nats -= float(model.score(piece, state).sum(dtype="float64"))
-                done = at + len(piece) - 1
-                bits = score.nats / math.log(2) / (score.bytes * done / score.tokens)
-                progress.update(done, f"about {bits:.3f} bits/byte")
-    score.seconds = time.perf_counter() - start
-    return score
+def _tasks(words: list[str]) -> dict[str, str]:
+    """`NAME=FILE` by name."""
+    tasks: dict[str, str] = {}
+    for word in words:
+        name, separator, path = word.partition("=")
+        if not separator or not path:
+            raise UsageError(f"--task needs the form NAME=FILE, not '{word}'")
+        if name in tasks:
+            raise UsageError(f"--task {name} is given twice: {tasks[name]} and {path}")
+        tasks[name] = path
+    return tasks
+
+
+def _score(model: Model, name: str, max_bytes: int | None, context: int | None) -> TextScore:
+    from spikelet.evaluation import score_text
+
+    text = read_text(name, max_bytes)
+    with Progress(Path(name).name, None, unit=" tokens") as bar:
+
+        def show(score: TextScore, total: int) -> None:
+            bits = score.bits_per_byte
+            note = "" if bits is None else f"about {bits:.3f} bits/byte"
+            bar.update(score.tokens, note, total=total)
+
+        return score_text(model, text, name=name, context=context, progress=show)
+
+
+class _TaskProgress:
+    """A bar for each task in turn."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+
+    def report(self, name: str, done: int, total: int) -> None:
+        if self._bar is None or name != self._name:
+            self.__exit__()
+            self._name, self._bar = name, Progress(name, total, unit=" sequences")
+        self._bar.update(done)
 
 
 def read_text(name: str, max_bytes: int | None) -> str:
@@ -208,26 +242,69 @@ def _size(text: str) -> int:
     return int(number) * _SIZES[unit]
 
 
-def _show(scores: list[Score]) -> None:
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _show_texts(scores: list[TextScore]) -> None:
     rows: list[tuple[str, ...]] = [
         ("text", "tokens", "bytes", "loss", "perplexity", "bits/byte", "tokens/s")
     ]
     for score in scores:
-        values = score.as_dict()
-        bits = values["bits_per_byte"]
+        bits = score.bits_per_byte
         rows.append(
             (
                 score.text,
                 str(score.tokens),
                 human_bytes(score.bytes),
-                f"{values['loss']:.4f}",
-                f"{values['perplexity']:.2f}",
+                f"{score.loss:.4f}",
+                f"{score.perplexity:.2f}",
                 "-" if bits is None else f"{bits:.4f}",
                 f"{score.tokens / score.seconds:.0f}",
             )
         )
+    _table(rows)
+
+
+def _show_tasks(results: list[TaskResult]) -> None:
+    """One line a metric; groups are indented, but for the many paradigms, which are in the JSON."""
+    rows: list[tuple[str, ...]] = [
+        ("task", "metric", "items", "value", "stderr", "95% interval", "chance", "items/s")
+    ]
+    for result in results:
+        speed = f"{result.num_items / result.seconds:.0f}"
+        for metric, found in result.metrics.items():
+            chance = result.chance.get(metric)
+            cells = _cells(metric, found)
+            guess = "" if chance is None else f"{100 * chance:.0f}%"
+            rows.append((result.task, metric, *cells, guess, speed))
+        for kind, groups in result.groups.items():
+            if kind != "paradigm":
+                rows += [
+                    (f"  {name}", "acc", *_cells("acc", m), "", "") for name, m in groups.items()
+                ]
+    _table(rows)
+
+
+def _cells(name: str, metric: Metric) -> tuple[str, ...]:
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{100 * value:.2f}%" if name.startswith("acc") else f"{value:.5g}"
+
+    interval = "-" if metric.low is None else f"{shown(metric.low)} - {shown(metric.high)}"
+    return str(metric.count), shown(metric.value), shown(metric.stderr), interval
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
     out = stdout()
-    header, *lines = table(rows, right=frozenset(range(1, 7)))
+    header, *lines = table(rows, right=frozenset(range(1, 8)))
     out.line(out.paint(header, "bold"))
     for line in lines:
         out.line(line)
