@@ -180,6 +180,113 @@ def test_a_model_without_a_text(cli: Cli, model_folder: Path) -> None:
     assert "no text given" in result.err
 
 
+@pytest.fixture
+def blimp_file(tmp_path: Path) -> Path:
+    file = tmp_path / "blimp.jsonl.gz"
+    pairs = [("A cat sleeps.", "A cat sleep."), ("Who ran?", "Ran who?"), ("I am.", "I is.")]
+    items = [
+        {"UID": name, "linguistics_term": "binding", "sentence_good": good, "sentence_bad": bad}
+        for name in ("one", "two")
+        for good, bad in pairs
+    ]
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, items)).encode()))
+    return file
+
+
+def test_tasks_print_their_errors_and_intervals(
+    cli: Cli, model_folder: Path, blimp_file: Path, tmp_path: Path
+) -> None:
+    passages = tmp_path / "lambada.jsonl"
+    passages.write_text('{"text": "The fox ran"}\n{"text": "The fox sat"}\n')
+    out = tmp_path / "results.json"
+    tasks = ["--task", f"blimp={blimp_file}", "--task", f"lambada={passages}"]
+    words = ["eval", model_folder, *tasks, "--out", out]
+    shown = cli(*words)
+    assert shown.code == 0
+    header, *rows = shown.out.splitlines()
+    assert header.split() == [
+        *("task", "metric", "items", "value", "stderr"),
+        *("95%", "interval", "chance", "items/s"),
+    ]
+    names = [row.split()[:3] for row in rows]
+    assert names == [
+        ["blimp", "acc", "6"],
+        ["syntax_semantics", "acc", "6"],
+        ["binding", "acc", "6"],
+        ["lambada", "acc", "2"],
+        ["lambada", "perplexity", "2"],
+    ]
+    written = json.loads(out.read_text())
+    printed = json.loads(cli(*words[:-2], "--json").out)
+    for found in (written, printed):
+        assert found["texts"] == []
+        assert found["total"] is None
+        for task in found["tasks"].values():
+            assert task.pop("seconds") > 0
+    assert written == printed
+    acc = written["tasks"]["blimp"]["metrics"]["acc"]
+    cells = [f"{100 * acc[key]:.2f}%" for key in ("value", "stderr", "low", "high")]
+    assert rows[0].split()[3:8] == [*cells[:3], "-", cells[3]]
+    assert set(written["tasks"]["blimp"]["groups"]["paradigm"]) == {"one", "two"}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_texts_and_tasks_together(
+    cli: Cli, model_folder: Path, text_file: Path, blimp_file: Path
+) -> None:
+    words = ["--model", model_folder, text_file, "--task", f"blimp={blimp_file}"]
+    drawn = [*words, "--limit", "2", "--seed", "3", "--json"]
+    found = json.loads(cli("eval", *drawn).out)
+    assert found["texts"][0]["tokens"] == found["total"]["tokens"]
+    assert (found["limit"], found["seed"]) == (2, 3)
+    assert found["tasks"]["blimp"]["num_items"] == 4
+    shown = cli("eval", *words).out
+    assert shown.startswith("text ")
+    assert "\ntask " in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "lambada"], "--task needs the form NAME=FILE, not 'lambada'"),
+        (["--task", "lambada="], "--task needs the form NAME=FILE"),
+        (["--task", "winogrande=FILE"], "no task 'winogrande', there are lambada, blimp, piqa"),
+        (["--task", "blimp=FILE", "--task", "blimp=x"], "--task blimp is given twice"),
+        (["--task", "blimp=FILE", "--limit", "0"], "--limit"),
+        (["--task", "blimp=FILE", "--seed", "1"], "--seed draws items for --limit"),
+    ],
+)
+def test_tasks_that_cannot_be(
+    cli: Cli, model_folder: Path, blimp_file: Path, words: list[str], message: str
+) -> None:
+    words = [word.replace("FILE", str(blimp_file)) for word in words]
+    result = cli("eval", model_folder, *words)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_wrong_item_of_a_task_is_one_line_of_error(
+    cli: Cli, model_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"text": "a b"}\n{"passage": "a b"}\n')
+    result = cli("eval", model_folder, "--task", f"lambada={file}")
+    assert result.code == 1
+    found = "needs a text 'text', found only 'passage'"
+    assert result.err == f"spikelet: error: {file}:2: {found}\n"
+
+
+def test_tasks_show_a_bar_on_a_terminal(model_folder: Path, blimp_file: Path) -> None:
+    words = ["eval", model_folder, "--task", f"blimp={blimp_file}"]
+    terminal = Terminal(words, columns=100)
+    assert terminal.finish() == 0
+    assert "\r\x1b[2Kblimp \x1b[36m" in terminal.shown
+    assert "of 12 sequences" in terminal.shown
+    # The bar is gone before the table comes.
+    assert "\r\x1b[2K\x1b[1mtask " in terminal.shown
+
+
 def test_progress_on_a_terminal(model_folder: Path, text_file: Path) -> None:
     text_file.write_bytes(TEXT.encode() * 12)
     terminal = Terminal(["eval", "--model", model_folder, text_file], columns=100)
