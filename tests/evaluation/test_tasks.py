@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gzip
 import json
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import spikelet
+import spikelet.evaluation
 from evaluation.naive import naive_score
 from spikelet.errors import FormatError, OptionError
 from spikelet.evaluation import evaluate
@@ -244,3 +246,10 @@ def test_it_needs_no_torch() -> None:
     code = "import sys, spikelet.evaluation.harness; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_example_runs_and_all_is_documented(bundled: spikelet.Model) -> None:
+    assert bundled is not None
+    assert doctest.testmod(spikelet.evaluation) == (0, 3)
+    for name in set(spikelet.evaluation.__all__) - {"TASKS"}:
+        assert vars(spikelet.evaluation)[name].__doc__
