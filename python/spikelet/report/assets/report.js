@@ -13,7 +13,7 @@ let figures = []; // what to draw once the page has its width
 
 const isMany = () => data.runs.length > 1;
 const color = (index) => `var(--c${index % 8})`;
-const dash = (index) => (index >= 8 ? "7 3" : null);
+const dash = (index) => (index % 8 >= 4 ? "9 2.5" : null);
 const shown = () => data.runs.map((run, index) => ({ run, index })).filter(({ run }) => !view.hidden.has(run.name));
 const has = (name) => data.runs.some((run) => run.columns[name]);
 const last = (list) => list[list.length - 1];
@@ -197,7 +197,7 @@ function steady(run, index, name, label, change) {
 function sparse(run, index, name, label, change) {
   const isOwnColor = !isMany();
   return {
-    label, color: color(isOwnColor ? 1 : index), dash: isOwnColor ? null : "5 3", dots: true,
+    label, color: color(isOwnColor ? 1 : index), dash: isOwnColor ? null : "4 3.5", dots: true,
     points: points(run, view.x, name, axisOfX().factor, change),
   };
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import json
 import math
@@ -307,9 +306,11 @@ class Trainer:
     def _start_server(self, port: int) -> None:
         if self.save_directory is None:
             return
-        live: Any = importlib.import_module("spikelet.training.live")
-        self.server_port = port
-        sys.stderr.write(f"{live.start(self.save_directory, port)} shows this run\n")
+        from spikelet.training import live
+
+        self.server = live.start(self.save_directory, port)
+        self.server_port = self.server.port
+        sys.stderr.write(f"{self.server} shows this run\n")
 
     # Resuming
 
