@@ -66,12 +66,18 @@ def naive_rwkv4(tensors: Mapping[str, Any], ids: Sequence[int]) -> Array:
     return np.asarray(w.norm("ln_out", x) @ w["head.weight"].T)
 
 
+def _decay(block: _Weights, site: str) -> Array | float:
+    """What the neurons of a site move towards their input per token."""
+    learned = block.prefix + f"{site}.w" in block.tensors
+    return naive_sigmoid(block.vector(f"{site}.w")) if learned else 0.5
+
+
 def naive_spikegpt(
     tensors: Mapping[str, Any], ids: Sequence[int], *, spike_embedding: bool
 ) -> tuple[Array, Array]:
     """Logits [T, vocab] and spikes [layers, 2, T, C] of SpikeGPT from a fresh state.
 
-    The ffnPre form is told by its tensors.
+    The ffnPre form and neurons that learn their decay are told by their tensors.
     """
     w = _Weights(tensors)
     embedded = w["emb.weight"][list(ids)]
@@ -84,9 +90,10 @@ def naive_spikegpt(
             first = _channel_mix(block.under("ffnPre"), normed)
         else:
             first = _time_mix(block.under("att"), normed)
-        fired1, _ = naive_lif(first)
+        fired1, _ = naive_lif(first, _decay(block, "lif1"))
         x = x + fired1
-        fired2, _ = naive_lif(_channel_mix(block.under("ffn"), block.norm("ln2", x)))
+        second = _channel_mix(block.under("ffn"), block.norm("ln2", x))
+        fired2, _ = naive_lif(second, _decay(block, "lif2"))
         x = x + fired2
         spikes.append(np.stack([fired1, fired2]))
     return np.asarray(w.norm("ln_out", x) @ w["head.weight"].T), np.stack(spikes)

@@ -36,15 +36,18 @@ def naive_wkv4(decay: Array, first: Array, k: Array, v: Array) -> Array:
     return out
 
 
-def naive_lif(x: Array) -> tuple[Array, Array]:
-    """Leaky integrate-and-fire neurons over [T, C], tau 2, threshold 1, hard reset to 0.
+def naive_lif(x: Array, decay: Array | float = 0.5) -> tuple[Array, Array]:
+    """Leaky integrate-and-fire neurons over [T, C], threshold 1, hard reset to 0.
+
+    decay [C] is the share of the way that a membrane goes towards its input per token; one half is
+    a time constant of 2.
 
     Returns spikes [T, C], 0 or 1, and membranes [T, C] after the reset.
     """
     spikes, membranes = np.empty_like(x), np.empty_like(x)
     v = np.zeros(x.shape[1])
     for t in range(x.shape[0]):
-        h = v + (x[t] - v) / 2
+        h = v + (x[t] - v) * decay
         spikes[t] = h >= 1
         v = np.where(h >= 1, 0.0, h)
         membranes[t] = v

@@ -8,13 +8,16 @@ import math
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.numpy import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import spikelet  # noqa: E402
+from reference import naive_spikegpt  # noqa: E402
 from spikelet.cli import main  # noqa: E402
 from spikelet.errors import OptionError, SpikeletError  # noqa: E402
 from spikelet.training import SpikeGPT, SpikeGPTConfig, export_model, ops  # noqa: E402
@@ -174,6 +177,17 @@ def test_training_and_engine_have_the_same_spikes(
         return
     assert torch.equal(torch.cat(spikes), torch.from_numpy(trace.spikes.reshape(6, 60, 32)))
     assert 0.02 < float(torch.cat(spikes).mean()) < 0.6
+
+
+def test_a_learned_decay_is_that_of_the_reference(tmp_path: Path) -> None:
+    folder = export(random_model("plif", spike_embedding=False), tmp_path)
+    ids = torch.randint(0, 256, (60,)).tolist()
+    weights = load_file(folder / "model.safetensors")
+    logits, spikes = naive_spikegpt(weights, ids, spike_embedding=False)
+    engine = spikelet.load(folder)
+    assert np.array_equal(engine.trace(ids).spikes, spikes)
+    found = engine.forward(ids, engine.new_state(), all_logits=True)
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
 
 
 def test_folders_with_a_learned_decay_are_described_and_converted(tmp_path: Path) -> None:

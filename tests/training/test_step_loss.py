@@ -27,14 +27,15 @@ Model = SpikeGPT | RWKV4
 KINDS = ["lif", "plif", "none", "rwkv4"]
 
 
-def tiny(kind: str = "lif", **options: object) -> Model:
+def tiny(kind: str = "lif", fused: bool = True, **options: object) -> Model:
     """A model whose neurons fire."""
     torch.manual_seed(3)
     model: Model
     if kind == "rwkv4":
-        model = RWKV4(RWKV4Config(40, 16, n_layer=3, n_embd=24))
+        model = RWKV4(RWKV4Config(40, 16, n_layer=3, n_embd=24, fused=fused))
     else:
-        values = {"spike_embedding": False, "dropout": 0.0, "neuron": kind} | options
+        usual = {"spike_embedding": False, "dropout": 0.0, "neuron": kind, "fused": fused}
+        values = usual | options
         model = SpikeGPT(SpikeGPTConfig(40, 16, "RWKV", 3, 24, **values))  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -217,8 +218,9 @@ def test_gradient_checkpointing_gives_the_same_and_keeps_less(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_keeps_state_and_gradients_in_float32(kind: str) -> None:
-    model = tiny(kind)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "naive"])
+def test_autocast_keeps_state_and_gradients_in_float32(kind: str, fused: bool) -> None:
+    model = tiny(kind, fused=fused)
     ids, targets = batch()
     exact = model(ids, targets)
     with torch.autocast("cpu", torch.bfloat16):

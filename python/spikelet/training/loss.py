@@ -110,7 +110,8 @@ class _L2Wrap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         logits, weights = ctx.saved_tensors
         top, argmax = logits.max(dim=-1, keepdim=True)
-        return grad, torch.zeros_like(logits).scatter_(-1, argmax, top * weights * grad), None
+        added = (top * weights * grad).to(logits.dtype)
+        return grad, torch.zeros_like(logits).scatter_(-1, argmax, added), None
 
 
 def naive_head_loss(
