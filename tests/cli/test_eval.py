@@ -198,7 +198,7 @@ def test_tasks_print_their_errors_and_intervals(
 ) -> None:
     passages = tmp_path / "lambada.jsonl"
     passages.write_text('{"text": "The fox ran"}\n{"text": "The fox sat"}\n')
-    out = tmp_path / "results.json"
+    out = tmp_path / "new folder" / "results.json"
     tasks = ["--task", f"blimp={blimp_file}", "--task", f"lambada={passages}"]
     words = ["eval", model_folder, *tasks, "--out", out]
     shown = cli(*words)
@@ -228,7 +228,16 @@ def test_tasks_print_their_errors_and_intervals(
     cells = [f"{100 * acc[key]:.2f}%" for key in ("value", "stderr", "low", "high")]
     assert rows[0].split()[3:8] == [*cells[:3], "-", cells[3]]
     assert set(written["tasks"]["blimp"]["groups"]["paradigm"]) == {"one", "two"}
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_results_are_shown_where_they_cannot_be_written(
+    cli: Cli, model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    result = cli("eval", model_folder, text_file, "--out", text_file / "results.json")
+    assert result.code == 1
+    assert result.out.startswith("text ")
+    assert result.err.count("\n") == 1
 
 
 def test_texts_and_tasks_together(
@@ -254,6 +263,7 @@ def test_texts_and_tasks_together(
         (["--task", "blimp=FILE", "--task", "blimp=x"], "--task blimp is given twice"),
         (["--task", "blimp=FILE", "--limit", "0"], "--limit"),
         (["--task", "blimp=FILE", "--seed", "1"], "--seed draws items for --limit"),
+        (["--task", "blimp=FILE", "--out", "."], "--out needs a file, . is a folder"),
     ],
 )
 def test_tasks_that_cannot_be(

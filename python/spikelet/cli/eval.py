@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -85,9 +84,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     from spikelet.evaluation import TextScore, evaluate
+    from spikelet.training.files import write_text
 
     texts: list[str] = args.texts
     tasks = _tasks(args.task)
+    if args.out is not None and args.out.is_dir():
+        raise UsageError(f"--out needs a file, {args.out} is a folder")
     if args.seed is not None and args.limit is None:
         raise UsageError("--seed draws items for --limit, which is not given")
     if args.model is None and texts and _is_model(texts[0]):
@@ -117,15 +119,15 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "tasks": {name: result.as_dict() for name, result in results.items()},
     }
-    if args.out is not None:
-        _write(args.out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     if args.json:
         stdout().line(json.dumps(found, ensure_ascii=False))
-        return 0
-    if total is not None:
-        _show_texts([*scores, total] if len(scores) > 1 else scores)
-    if results:
-        _show_tasks(list(results.values()))
+    else:
+        if total is not None:
+            _show_texts([*scores, total] if len(scores) > 1 else scores)
+        if results:
+            _show_tasks(list(results.values()))
+    if args.out is not None:  # last: what was printed is not lost where this fails
+        write_text(args.out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     return 0
 
 
@@ -240,16 +242,6 @@ def _size(text: str) -> int:
             f"needs a number of bytes such as 4096, 64k or 10M, not '{text}'"
         )
     return int(number) * _SIZES[unit]
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _show_texts(scores: list[TextScore]) -> None:
