@@ -182,4 +182,11 @@ def test_of_many_samples_some_are_shown(tmp_path: Path) -> None:
     assert len(found) == 200
     assert found[0]["step"] == 0
     assert len(found[0]["text"]) == 4000
-    assert found[-1] == {"step": None, "tokens": None, "prompt": "", "text": ""}
+    assert found[-1] == {"step": None, "prompt": "", "text": ""}
+
+
+def test_a_prompt_is_shown_once(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    lines = [{"step": 1, "prompt": "A fox", "text": text} for text in ("A fox ran.", " ran.")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [sample["text"] for sample in samples(path)] == [" ran.", " ran."]

@@ -307,16 +307,16 @@ def samples(path: Path) -> list[dict[str, Any]]:
     found = read_lines(path)
     if len(found) > _SAMPLES:
         found = [found[at] for at in np.linspace(0, len(found) - 1, _SAMPLES).round().astype(int)]
-    return [
-        {
-            "step": sample.get("step") if isinstance(sample.get("step"), int) else None,
-            "tokens": sample.get("tokens") if isinstance(sample.get("tokens"), int) else None,
-            "prompt": _text(sample.get("prompt")),
-            "text": _text(sample.get("text")),
-        }
-        for sample in found
-    ]
+    return [_sample(each) for each in found]
 
 
-def _text(value: object) -> str:
-    return value[:_SAMPLE_LETTERS] if isinstance(value, str) else ""
+def _sample(given: Mapping[str, Any]) -> dict[str, Any]:
+    step, prompt, text = given.get("step"), given.get("prompt"), given.get("text")
+    prompt = prompt if isinstance(prompt, str) else ""
+    text = text if isinstance(text, str) else ""
+    return {
+        "step": step if isinstance(step, int) else None,
+        "prompt": prompt[:_SAMPLE_LETTERS],
+        # Trainers differ in whether the text repeats its prompt.
+        "text": text.removeprefix(prompt)[:_SAMPLE_LETTERS],
+    }

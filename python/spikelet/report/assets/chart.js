@@ -146,7 +146,8 @@ function horizontalRange(points, zoom, isLog) {
  * `skip` is the share of the run at its start that does not count for the vertical range.
  * A line: { label, color, points: [[x, y]], faint: [[x, y]] or null, dash, dots }.
  */
-function drawChart(box, spec) {
+function drawChart(box, { isLogY: wantsLogY, ...spec }) {
+  spec.isLogY = wantsLogY && spec.lines.some((line) => line.points.some(([, y]) => y > 0));
   const width = Math.max(260, box.clientWidth);
   const height = spec.height || 210;
   const edge = { left: 48, right: 14, top: 10, bottom: 34 };

@@ -23,6 +23,13 @@ function extent(rows) {
   return bounds(rows.flat().filter((value) => value !== null));
 }
 
+/** The same without the most extreme values, such as those of the first steps. */
+function middleRange(rows) {
+  const sorted = rows.flat().filter((value) => value !== null).sort((a, b) => a - b);
+  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  return [at(0.04), at(0.96)];
+}
+
 /** Shows what `tell` says of the place under the pointer. */
 function hover(box, svg, tip, width, tell) {
   svg.addEventListener("pointermove", (event) => {
@@ -55,7 +62,7 @@ function borders(xs) {
 function drawHeat(box, spec) {
   const width = Math.max(240, box.clientWidth);
   const edge = { left: 34, right: 14, top: 4, bottom: 34 };
-  const row = Math.max(7, Math.min(22, Math.floor(170 / spec.rows.length)));
+  const row = Math.max(7, Math.min(30, Math.floor(170 / spec.rows.length)));
   const height = edge.top + row * spec.rows.length + edge.bottom;
   const [low, high] = spec.range;
   const edges = borders(spec.xs);

@@ -5,7 +5,7 @@
 let data = JSON.parse(document.getElementById("data").textContent);
 const view = {
   x: "step", metric: "loss", smooth: 2, zoom: null, layers: "heat", raster: 0,
-  sample: null, hidden: new Set(), logs: new Set(), whole: new Set(), open: new Set(), notice: null,
+  sample: null, hidden: new Set(), logs: new Set(["grad_norm"]), whole: new Set(), open: new Set(), notice: null,
 };
 // The first steps of a run fall from so high that an axis which holds them shows nothing else.
 const START = 0.04;
@@ -308,7 +308,7 @@ function layerSection() {
       const each = run.layers.kinds.find((one) => one.kind === kind);
       if (!each) return null;
       const title = KINDS[kind] || kind;
-      const range = extent(runs.flatMap((other) => other.run.layers.kinds.filter((one) => one.kind === kind).flatMap((one) => one.values)));
+      const range = middleRange(runs.flatMap((other) => other.run.layers.kinds.filter((one) => one.kind === kind).flatMap((one) => one.values)));
       const draw = view.layers === "heat"
         ? (box) => drawHeat(box, { title, rows: each.values, names: each.layers, xs, xLabel, xRange, range })
         : (box) => drawChart(box, { title, xLabel, lines: depthLines(each, xs) });
@@ -318,7 +318,7 @@ function layerSection() {
   });
   return h("section", {}, h("h2", {}, "Layers over time ",
     choice("layers", "kind of chart", [["heat", "heat map"], ["lines", "lines"]], view.layers, (value) => { view.layers = value; })),
-  h("p", { class: "sub" }, view.layers === "heat" ? "Rows are layers, the first one at the top." : "A line for each layer."), rows);
+  h("p", { class: "sub" }, view.layers === "heat" ? "Rows are layers, the first one at the top. The colours leave out the most extreme 4 % of values at either end." : "A line for each layer."), rows);
 }
 
 /** Colours by depth, without the end of the map that would drown in the background. */
