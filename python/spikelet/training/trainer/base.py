@@ -130,10 +130,10 @@ class Trainer:
                 f"{self.run_directory} holds a run already; choose another name, or "
                 f"resume={self.config.name!r} to go on with it"
             )
-        wait_for_all(self.world)  # the first process is about to make the folder
         self.fork = fork or self._fork_of_resumed()
         self._apply_fork()
         self._resume()
+        wait_for_all(self.world)  # now that all have read it, the first changes the folder
         self._log_columns = columns(log_fieldnames or self._log_fieldnames)
         self._init_folder()
         path = None if self.save_directory is None else self.save_directory / "train_log.csv"

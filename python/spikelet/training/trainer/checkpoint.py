@@ -13,7 +13,6 @@ with torch's restricted loader only: nothing in them is executed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import pickle
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spikelet.training.errors import TrainingError
+from spikelet.training.errors import TrainingError, cannot_write
 from spikelet.training.trainer.optim import SeveralOptimizers
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        raise TrainingError(cannot_write(path, error)) from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -103,18 +102,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def cannot_write(path: Path, error: Exception) -> str:
-    """Return what to say when a file cannot be written: why, and how much room there is."""
-    number = error.errno if isinstance(error, OSError) else None
-    reason = "the disk is full" if number == errno.ENOSPC else str(error)
-    if number not in (None, errno.ENOSPC):
-        reason = os.strerror(number or 0)
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        reason += f"; {free / 1e6:,.1f} MB are free in {path.parent}"
-    return f"{path} cannot be written: {reason}"
 
 
 def remove_remains(folder: Path) -> None:

@@ -7,6 +7,7 @@ to save, it says so in the exchange that every step has anyway.
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def join_world(device_num: int) -> World:
         # Numbers of the loop travel over gloo, so that they need not visit the GPU.
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        atexit.register(distributed.destroy_process_group)
     rank, size = distributed.get_rank(), distributed.get_world_size()
     if device_num not in (1, size):
         raise TrainingError(f"device_num is {device_num}, but {size} processes were started")

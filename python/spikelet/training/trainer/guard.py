@@ -79,11 +79,19 @@ def _layer(parameter: str) -> str:
     return parts[0]
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of the parameters with values that are not finite."""
+    return [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+
+
 def stop_message(step: int, what: str, model: nn.Module, way_back: str) -> TrainingError:
     """Return the error that ends a run which has gone wrong."""
+    bad = not_finite(model)
+    if bad:
+        what += f"; weights that are not finite: {', '.join(bad[:3])}"
     norms = list(gradient_norms(model).items())
-    shown = ", ".join(f"{layer} {norm:.3g}" for layer, norm in norms[:5])
-    more = f" and {len(norms) - 5} more" if len(norms) > 5 else ""
-    return TrainingError(
-        f"step {step}: {what}. Gradient norms by layer, worst first: {shown}{more}. {way_back}"
-    )
+    if norms:
+        what += ". Gradient norms by layer, worst first: "
+        what += ", ".join(f"{layer} {norm:.3g}" for layer, norm in norms[:5])
+        what += f" and {len(norms) - 5} more" if len(norms) > 5 else ""
+    return TrainingError(f"step {step}: {what}. {way_back}")

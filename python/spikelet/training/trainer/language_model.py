@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 
 from spikelet.training import runs
 from spikelet.training.data import Streams, TokenData, Windows, as_tokenizer, load_tokens
-from spikelet.training.errors import DataError, TrainingError
+from spikelet.training.errors import DataError, TrainingError, cannot_write
 from spikelet.training.export import export_model
 from spikelet.training.models.activity import ActivityRecord
 from spikelet.training.trainer import checkpoint as files
 from spikelet.training.trainer.base import Trainer, config_values
 from spikelet.training.trainer.batches import Batches
 from spikelet.training.trainer.distributed import add_up, gather, wait_for_all
-from spikelet.training.trainer.guard import LossGuard, stop_message
+from spikelet.training.trainer.guard import LossGuard, not_finite, stop_message
 from spikelet.training.trainer.interrupt import StopSignals
 from spikelet.training.trainer.log import (
     CSVLogger,
@@ -142,6 +142,7 @@ class LanguageModelTrainer(Trainer):
             self.optimizer = self._get_optimizer()
             stepper = Stepper(self.model, self.optimizer, batches, self.config, self.world)
             self._stepper = stepper
+            self._check_agreement()
             self._restore_carried_state(stepper)
             self._set_random_state()
             try:
@@ -151,6 +152,7 @@ class LanguageModelTrainer(Trainer):
                 self.display.end()
             if not self.interrupted:
                 self.save_pretrained()
+            wait_for_all(self.world)  # whoever returns finds the files
         return self.progress
 
     def _tokens(self, train_dataset: Any, val_dataset: Any) -> TokenData:
@@ -172,6 +174,15 @@ class LanguageModelTrainer(Trainer):
                 f"{self.model.config.vocab_size}"
             )
         return data
+
+    def _check_agreement(self) -> None:
+        """All processes must have resumed from the same step, which a shared disk brings about."""
+        total = add_up(self.world, [self.progress.step])[0]
+        if total != self.progress.step * self.world.size:
+            raise TrainingError(
+                f"process {self.world.rank} goes on at step {self.progress.step}, others elsewhere"
+                f": all need the same files in {self.root}"
+            )
 
     def _dealer(self, data: TokenData) -> Windows | Streams:
         ctx_len, config = self.model.config.ctx_len, self.config
@@ -233,7 +244,7 @@ class LanguageModelTrainer(Trainer):
         """Stop a run that has gone wrong, before the optimiser takes the gradient in."""
         step = self.progress.step + 1
         if not (abs(loss) < float("inf") and abs(norm) < float("inf")):
-            what = f"loss {loss:.4g}, gradient norm {norm:.4g}; the weights before were finite"
+            what = f"loss {loss:.4g}, gradient norm {norm:.4g}"
             raise stop_message(step, what, self.model, self._way_back(step - 1))
         if guard.exploded(loss):
             what = (
@@ -334,6 +345,8 @@ class LanguageModelTrainer(Trainer):
     def _save(self, checkpoint: str, step: int) -> Path | None:
         path = self._saved_as(f"{runs.valid_name(checkpoint, 'checkpoint')}.pth")
         if self._newest_step != step:
+            if not_finite(self.model):
+                raise stop_message(step, "not saved", self.model, self._way_back(step))
             path = super()._save(checkpoint, step)
             self._newest_step, self._newest = step, path
         elif path is not None and self._newest is not None and path != self._newest:
@@ -362,7 +375,7 @@ class LanguageModelTrainer(Trainer):
         try:
             export_model(model, folder, self.tokenizer)
         except (OSError, SafetensorError) as error:
-            raise TrainingError(files.cannot_write(folder / "model.safetensors", error)) from error
+            raise cannot_write(folder / "model.safetensors", error) from error
 
     def _checkpoint(self, step: int) -> dict[str, Any]:
         random = gather(self.world, files.random_state())

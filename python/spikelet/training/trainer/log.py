@@ -10,12 +10,11 @@ import csv
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spikelet.errors import OptionError
-from spikelet.training.errors import TrainingError
+from spikelet.training.errors import cannot_write
 from spikelet.training.files import write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ class CSVLogger:
                 writer = csv.DictWriter(file, self.fieldnames)
                 writer.writerow({name: _text(value) for name, value in values.items()})
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise TrainingError(f"{self.path} cannot be written: {reason}") from error
+            raise cannot_write(self.path, error) from error
 
 
 def as_dict(row: object) -> dict[str, Any]:
