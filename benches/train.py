@@ -4,7 +4,9 @@
 
 A byte model of 6 layers x 192 with windows of 256 tokens. Plain torch is vectorised over batch and
 channels and loops over time (`fused=False`, the reference that the tests compare with). Both run in
-one process, alternating, with the same number of threads; every figure is a median over rounds.
+one process, alternating, with the same number of threads; every figure is a median over rounds. One
+thread is timed by the processor time of this process, which leaves out what other programs take,
+two by the clock.
 
 Shares are of the time that torch's profiler counts on one thread. Memory is what a fresh process
 needs more at its peak for a longer window, next to the bytes that one token's activations have.
@@ -95,12 +97,13 @@ def make_operator(name: str, fused: bool) -> Callable[[], None]:
     return run
 
 
-def seconds(work: Callable[[], None], repeats: int) -> float:
+def seconds(work: Callable[[], None], repeats: int, threads: int) -> float:
     """Mean seconds of a few runs."""
-    start = time.perf_counter()
+    clock = time.process_time if threads == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         work()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def compare(what: str, dtype: str, threads: int, rounds: int) -> Row:
@@ -113,7 +116,7 @@ def compare(what: str, dtype: str, threads: int, rounds: int) -> Row:
     times: list[list[float]] = [[], []]
     for _ in range(rounds):
         for found, work, repeats in zip(times, works, (1 if step else 5, 1), strict=True):
-            found.append(seconds(work, repeats))
+            found.append(seconds(work, repeats, threads))
     fused, plain = (BATCH * CONTEXT / statistics.median(found) for found in times)
     return Row(what, dtype, threads, fused, plain, fused / plain)
 

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from spikelet.training import SpikeGPT, SpikeGPTConfig  # noqa: E402
+from spikelet.training.models.blocks import relu_squared  # noqa: E402
 
 
 def tiny(**options: object) -> SpikeGPT:
@@ -93,6 +94,16 @@ def test_initialisation_is_the_authors() -> None:
     assert torch.allclose(head.T @ head, 0.25 * 40 / 24 * torch.eye(24), atol=1e-4)
     emb = model.emb.weight
     assert torch.allclose(emb.T @ emb, 1e-8 * 40 * torch.eye(24), atol=1e-10)
+
+
+def test_squared_relu_has_the_bits_and_gradients_of_its_parts() -> None:
+    x = torch.randn(3, 50, requires_grad=True)
+    weight = torch.randn(3, 50)
+    fused, parts = relu_squared(x), torch.relu(x) * torch.relu(x)
+    assert torch.equal(fused, parts)
+    grads = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (fused, parts)]
+    assert torch.equal(*grads)
+    assert torch.autograd.gradcheck(relu_squared, (x.detach().double().requires_grad_(),))
 
 
 def test_fresh_logits_are_small_and_the_first_step_moves_every_matrix() -> None:

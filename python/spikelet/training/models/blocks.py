@@ -7,7 +7,7 @@ initialisation of RWKV-LM's v4 ``model.py``, which SpikeGPT took over.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,28 @@ class TimeMix(nn.Module):
         return self.output(torch.sigmoid(r) * y), wkv
 
 
+class _ReluSquared(torch.autograd.Function):
+    """``relu(x)²``, with two passes backward where autograd takes four over the widest tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = torch.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        result: Tensor = (grad + grad) * positive
+        return result
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """Return ``relu(x)²``, in the shape and type of ``x``."""
+    squared: Tensor = _ReluSquared.apply(x)
+    return squared
+
+
 class ChannelMix(nn.Module):
     """RWKV-4 feed-forward part: token shift, squared ReLU, receptance gate (section 3.1.3)."""
 
@@ -97,9 +119,9 @@ class ChannelMix(nn.Module):
         """
         mix = ops.token_mix if self.fused else ops.naive_token_mix
         xk, xr = mix(x, shift, (self.time_mix_k, self.time_mix_r))
-        k = torch.relu(self.key(xk))
+        k = relu_squared(self.key(xk))
         density = torch.count_nonzero(k.detach()) / k.numel() if count else None
-        gated: Tensor = torch.sigmoid(self.receptance(xr)) * self.value(k * k)
+        gated: Tensor = torch.sigmoid(self.receptance(xr)) * self.value(k)
         return gated, density
 
 
