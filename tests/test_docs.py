@@ -43,7 +43,13 @@ def test_snippet(name: str, code: str, tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    others = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/README.md"]
+    others = [
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "benches/README.md",
+        "examples/README.md",
+    ]
     for page in [*PAGES, *(ROOT / name for name in others)]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in link:

@@ -20,10 +20,11 @@ from spikelet.training import (  # noqa: E402
     RWKV4,
     DataError,
     RWKV4Config,
+    Trainer,
+    TrainerConfig,
     TrainingError,
     train_tokenizer,
 )
-from spikelet.training import predicter as module  # noqa: E402
 from spikelet.training.data import as_tokenizer  # noqa: E402
 from spikelet.training.predicter import LanguageModelPredicter, Predicter  # noqa: E402
 from spikelet.training.stepwise import step_by_step  # noqa: E402
@@ -365,6 +366,20 @@ def test_t08_a_run_of_darwinkit_predicts(
         Predicter.from_pretrained("old")
 
 
+def test_t08_a_run_of_darwinkit_lends_its_weights_to_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARWIN_KIT_HOME", str(tmp_path / "darkit"))
+    old = tiny_model()
+    folder = tmp_path / "darkit" / "models" / "lm" / "old"
+    save_run("old", old, bpe(), folder=folder, model_class="GPT")
+    config = TrainerConfig(name="new", device="cpu", max_step=1)
+    trainer = Trainer(tiny_model(seed=9), bpe(), config, resume="old")
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in old.state_dict().items())
+    assert trainer.current_step == 0
+
+
 def test_a_file_that_would_run_code_is_refused(own_home: Path) -> None:
     folder = save_run("fox", tiny_model(), bpe())
 
@@ -380,8 +395,8 @@ def test_a_file_that_would_run_code_is_refused(own_home: Path) -> None:
     with pytest.raises(TrainingError, match=r"complete\.pth: not a whole checkpoint"):
         Predicter.from_pretrained("fox")
     torch.save({"weights": 1}, folder / "complete.pth")
-    with pytest.raises(TrainingError, match="it has no state_dict"):
-        module.read_weights(folder / "complete.pth")
+    with pytest.raises(TrainingError, match="it lacks"):
+        Predicter.from_pretrained("fox")
 
 
 def test_weights_of_another_shape_are_refused() -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "convert": "store a model in another format or number type",
     "train": "train a model on a text file",
     "report": "show training runs as one HTML page",
+    "lm": "train, list and use language models by name",
+    "create-options": "everything that can be set in training, as JSON",
     "models": "the models that can be loaded by name",
     "doctor": "check this installation: kernels, threads, self-test",
 }
@@ -69,7 +71,7 @@ def available_commands() -> dict[str, str]:
     return {
         name: summary
         for name, summary in COMMANDS.items()
-        if importlib.util.find_spec(f"spikelet.cli.{name}") is not None
+        if importlib.util.find_spec(_module(name)) is not None
     }
 
 
@@ -112,7 +114,11 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 def load_command(name: str) -> Command:
     """Imports the module of a command."""
-    return cast(Command, importlib.import_module(f"spikelet.cli.{name}"))
+    return cast(Command, importlib.import_module(_module(name)))
+
+
+def _module(command: str) -> str:
+    return f"spikelet.cli.{command.replace('-', '_')}"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -125,14 +131,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser(command)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(_unknown_option(parser, unknown[0]))
+        raise UsageError(_unknown_option(getattr(args, "leaf", parser.command), parser, unknown[0]))
     return args
 
 
-def _unknown_option(parser: Parser, word: str) -> str:
+def _unknown_option(
+    command: argparse.ArgumentParser | None, parser: argparse.ArgumentParser, word: str
+) -> str:
     """Names the word that nothing takes, and the option that it resembles."""
-    asked = parser.command or parser
-    options = re.findall(r"--[a-z][a-z-]+", asked.format_help())
+    asked = command or parser
+    options = re.findall(r"--[a-z][a-z_-]+", asked.format_help())
     near = difflib.get_close_matches(word.split("=", maxsplit=1)[0], options, n=1)
     if near:
         return f"unknown option {word} (did you mean {near[0]}?)"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikelet.cli.fields import add_fields, given_fields
 from spikelet.cli.terminal import UsageError
 
 if TYPE_CHECKING:
@@ -72,37 +72,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="type of the model folder's weights",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (torch's default)")
-    _add_fields(parser.add_argument_group("model"), SpikeGPTConfig)
-    _add_fields(parser.add_argument_group("training"), TrainerConfig)
-
-
-def _add_fields(group: argparse._ArgumentGroup, config: type) -> None:
-    """Offer every field as an option; one that is not given stays None, and its default counts."""
-    texts = _field_help(config.__doc__ or "")
-    for field in fields(config):
-        default = field.default
-        if field.name == "name":
-            continue
-        options: dict[str, Any] = {"default": None, "metavar": field.name.upper()}
-        if isinstance(default, bool):
-            options = {"default": None, "action": argparse.BooleanOptionalAction}
-        else:
-            options["type"] = type(default)
-        text = f"{texts.get(field.name, '')} (default: {default})".replace("%", "%%")
-        group.add_argument(f"--{field.name.replace('_', '-')}", help=text, **options)
-
-
-def _field_help(docstring: str) -> dict[str, str]:
-    """Read the ``Args:`` section of a dataclass: field name to its text."""
-    _, _, section = docstring.partition("Args:")
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in entries}
-
-
-def _given(args: argparse.Namespace, config: type) -> dict[str, Any]:
-    """Return the fields of ``config`` that the command line set."""
-    values = {field.name: getattr(args, field.name, None) for field in fields(config)}
-    return {name: value for name, value in values.items() if value is not None}
+    add_fields(parser, "model", SpikeGPTConfig)
+    add_fields(parser, "training", TrainerConfig, without=["name"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -174,7 +145,7 @@ def _configs(
     from spikelet.training.trainer_config import TrainerConfig
 
     kinds: dict[str, Any] = {"spikegpt": SpikeGPTConfig, "rwkv4": RWKV4Config}
-    model, trainer = _given(args, SpikeGPTConfig), _given(args, TrainerConfig)
+    model, trainer = given_fields(args, SpikeGPTConfig), given_fields(args, TrainerConfig)
     kind = kinds[args.architecture or "spikegpt"]
     if args.resume is None:
         unknown = set(model) - {field.name for field in fields(kind)}

@@ -34,7 +34,8 @@ def export_model(
     Args:
         model: its tensors are stored under their own names, the authors'.
         folder: made when missing.
-        tokenizer: what ``as_tokenizer`` takes; None leaves the folder without one.
+        tokenizer: what ``as_tokenizer`` takes; None, and one that cannot be written, leave the
+            folder without one.
         dtype: ``"f32"``, ``"bf16"`` or ``"f16"``.
         generation: sampling defaults; the tokenizer's end-of-text token is added to them.
     """
@@ -59,7 +60,7 @@ def export_model(
         folder / "model.safetensors",
         lambda path: save_file(weights, path, metadata={"format": "pt"}),
     )
-    if kind is not None:
+    if kind is not None and kind.can_save:
         kind.save(folder)
     if generation:
         text = json.dumps(generation, indent=2) + "\n"

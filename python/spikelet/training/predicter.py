@@ -36,6 +36,7 @@ from spikelet.training.export import export_model
 from spikelet.training.models.rwkv4 import RWKV4
 from spikelet.training.models.spikegpt import SpikeGPT
 from spikelet.training.stepwise import step_by_step
+from spikelet.training.trainer.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,7 +145,7 @@ class Predicter:
         """Return the predicter for the class that the run was trained with."""
         path = cls.get_checkpoint(name, checkpoint)
         external = cls.get_external_config_json(name) or {}
-        trained = external.get("model_class") or read_weights(path).get("model_class")
+        trained = external.get("model_class") or read_checkpoint(path).get("model_class")
         if trained not in Predicter._subclasses:
             known = ", ".join(sorted(Predicter._subclasses))
             raise ValueError(
@@ -234,7 +235,7 @@ class LanguageModelPredicter(Predicter):
     def get_model(cls, name: str, checkpoint: str | None = None) -> nn.Module:
         """Make the module with the weights of a checkpoint."""
         path = cls.get_checkpoint(name, checkpoint)
-        saved = read_weights(path)
+        saved = read_checkpoint(path)
         trained = saved.get("model_class")
         if trained not in _LANGUAGE_MODELS:
             raise TrainingError(f"{path} holds a {trained}; known: {', '.join(_LANGUAGE_MODELS)}")
@@ -254,15 +255,12 @@ class LanguageModelPredicter(Predicter):
     def get_tokenizer(cls, name: str) -> TextTokenizer:
         """Return the tokenizer that the run was trained with."""
         folder = cls.get_save_directory(name) / "tokenizer"
-        if folder.is_dir():
+        if folder.is_dir() and any(folder.iterdir()):
             return load_tokenizer(folder)
-        try:
-            return load_tokenizer(cls.get_run_directory(name))
-        except DataError:
-            raise DataError(
-                f"{name} has no tokenizer ({folder}); give the one it was trained with: "
-                "from_pretrained(name, tokenizer=...)"
-            ) from None
+        raise DataError(
+            f"{name} has no tokenizer ({folder}), as some cannot be written; give the one it was "
+            "trained with: from_pretrained(name, tokenizer=...)"
+        )
 
     @property
     def engine(self) -> spikelet.Model:
@@ -355,18 +353,6 @@ def pieces(
     rest = decode(before + new)[len(decode(before)) :] if new else ""
     if rest:
         yield rest
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file makes the reader stumble in many ways
-        reason = str(error).partition("\n")[0]
-        raise TrainingError(f"{path}: not a whole checkpoint: {reason}") from error
-    if not isinstance(saved, dict) or "state_dict" not in saved:
-        raise TrainingError(f"{path}: not a checkpoint of a run: it has no state_dict")
-    return saved
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:

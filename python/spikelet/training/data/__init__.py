@@ -13,6 +13,7 @@ from spikelet.training.data.tokenizers import (
     as_tokenizer,
     end_of_text_id,
     load_tokenizer,
+    train_on_source,
     train_tokenizer,
 )
 from spikelet.training.data.windows import (
@@ -46,6 +47,7 @@ __all__ = [
     "read_documents",
     "read_text",
     "split_documents",
+    "train_on_source",
     "train_tokenizer",
     "validation_batches",
     "write_atomically",

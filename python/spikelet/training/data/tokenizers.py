@@ -19,7 +19,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from spikelet._models import local_models
 from spikelet.training.data.hub import load_hub_tokenizer
-from spikelet.training.data.sources import END_OF_TEXT, as_corpus, find_source, read_bytes
+from spikelet.training.data.sources import (
+    END_OF_TEXT,
+    as_corpus,
+    deal_documents,
+    find_source,
+    read_bytes,
+)
 from spikelet.training.errors import DataError
 from spikelet.training.files import write_atomically, write_text
 
@@ -32,7 +38,7 @@ _GPT2_FILES = (
 _NUL = "\0"
 
 
-def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (GPT-2's splitting) with ``<|endoftext|>`` as token 0.
 
     Any text can be encoded, and decoding gives the same bytes back.
@@ -48,6 +54,16 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
+
+
+def train_on_source(source: object, vocab_size: int, valid_every: int) -> Tokenizer:
+    """Train a tokenizer on the part of a source that ``load_tokens`` trains on."""
+    train, valid = find_source(source)
+    documents = as_corpus(train).documents()
+    if valid is None and valid_every:
+        dealt = deal_documents(documents, valid_every)
+        documents = (text for held_out, text in dealt if not held_out)
+    return train_tokenizer(documents, vocab_size)
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
@@ -70,6 +86,9 @@ class TextTokenizer(ABC):
     """Equal hashes mean equal ids."""
     tokenizer_class: str | None = None
     """What ``config.json`` of a model folder says of it, where no file does."""
+
+    can_save = True
+    """Whether there are files to be written from which it can be made anew."""
 
     def __init__(self) -> None:
         self.pad_token: object = None
@@ -141,6 +160,7 @@ class ObjectTokenizer(TextTokenizer):
         if missing:
             raise DataError(f"{name} is no tokenizer: it has no {', '.join(missing)}")
         self.wrapped, self.eos_id = wrapped, _end_of(wrapped)
+        self.can_save = hasattr(wrapped, "save_pretrained")
         self.vocab_size = max(int(wrapped.vocab_size), self.eos_id + 1)
         self._plain = _accepts(wrapped.encode, "add_special_tokens")
         self.hash = _sha256(name, self._vocabulary(), self._probe(), str(self.eos_id))
@@ -169,7 +189,7 @@ class ObjectTokenizer(TextTokenizer):
         return str(self.wrapped.decode(list(ids)))
 
     def save(self, folder: Path) -> None:  # noqa: D102
-        if not hasattr(self.wrapped, "save_pretrained"):
+        if not self.can_save:
             raise DataError(
                 f"the tokenizer ({type(self.wrapped).__name__}) has no save_pretrained; a run with "
                 "it has to be loaded with tokenizer="

@@ -369,7 +369,8 @@ class LanguageModelTrainer(Trainer):
     def _export(self) -> None:
         """Write the model folder that the engine loads, for models that it knows."""
         folder = self.run_directory
-        if folder is None or not hasattr(self.model.config, "to_model_config"):
+        # The engine does not know the code of a fork, and would compute something else.
+        if folder is None or self.fork or not hasattr(self.model.config, "to_model_config"):
             return
         model: Any = self.model
         try:
