@@ -260,6 +260,29 @@ def test_t17_another_name_starts_from_the_weights(tmp_path: Path, rows: list[Row
     assert names(second) == ["iter-10-ckpt.pth", "iter-20-ckpt.pth", "iter-25-ckpt.pth"]
 
 
+def test_t18_a_fork_runs_edited_code(tmp_path: Path, home: Path, rows: list[Row]) -> None:
+    folder = home / "forks" / "twice"
+    folder.mkdir(parents=True)
+    (folder / "edited.py").write_text(
+        "import torch\n\n\nclass Affine(torch.nn.Module):\n"
+        "    def forward(self, x):\n        return 2 * self.map(x)\n"
+    )
+    described = {"model_class": "Affine", "modules": {"": "edited.py:Affine"}}
+    (folder / "fork.json").write_text(json.dumps(described))
+    x = torch.ones(3, 12)
+    plain = affine()(x)
+    trainer = Trainer(affine(), AffineTrainerConfig(name="mine"), root=tmp_path, fork="twice")
+    assert trainer.fork_directory == folder
+    assert torch.equal(trainer.model(x), 2 * plain)
+    assert torch.equal(affine()(x), plain)  # other models are left alone
+    trainer.train(rows)
+    external = json.loads((tmp_path / "mine" / "training" / "external_config.json").read_text())
+    assert external["fork"] == "twice"
+    again = make(tmp_path, resume="mine")
+    assert again.fork == "twice"
+    assert torch.equal(again.model(x), trainer.model(x))
+
+
 def test_t19_validation_runs_by_interval_and_at_the_end(tmp_path: Path, rows: list[Row]) -> None:
     trainer = make(tmp_path, eval_step_interval=10)
     trainer.train(rows, val_dataset=rows)

@@ -454,6 +454,8 @@ class Trainer:
         if isinstance(error, Exception):
             self.log_exception(error)
         self._entered -= 1
+        if self._tensorboard is not None and not self._entered:
+            self._tensorboard.close()
         path = self._saved_as("pid")
         if path is not None and not self._entered:
             path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError
 
+from spikelet.errors import OptionError
 from spikelet.training import runs
 from spikelet.training.data import Streams, TokenData, Windows, as_tokenizer, load_tokens
 from spikelet.training.errors import DataError, TrainingError, cannot_write
@@ -96,7 +97,16 @@ class LanguageModelTrainer(Trainer):
         self._out_of_turn: Path | None = None
         self._exported_step = -1
         super().__init__(model, *args, **options)
+        self._switch_checkpointing()
         self.display = Display(silent=not self.world.is_first)
+
+    def _switch_checkpointing(self) -> None:
+        if hasattr(self.model, "gradient_checkpointing"):
+            self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        elif self.config.gradient_checkpointing:
+            raise OptionError(
+                f"gradient_checkpointing: {type(self.model).__name__} has no such attribute"
+            )
 
     # Lengths
 
