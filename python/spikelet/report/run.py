@@ -125,7 +125,7 @@ def gather(files: RunFiles) -> dict[str, Any]:
 
 
 def state_of(files: RunFiles) -> tuple[str, str | None]:
-    """`running`, `failed`, `finished` or `stopped`, and what the exception said."""
+    """Tells `running`, `failed`, `finished` or `stopped`, and what the exception said."""
     run = runs.read_run(files.folder)
     failure = files.place / "exception.log"
     exception = None

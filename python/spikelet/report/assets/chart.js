@@ -90,18 +90,19 @@ function scale(low, high, from, to, isLog) {
   return at;
 }
 
-/** Means over the neighbourhood of each point, which is a fraction of all points wide. */
-function smoothed(points, fraction) {
-  const reach = Math.floor((points.length * fraction) / 2);
-  if (reach < 1) return points;
+/** Means over the neighbourhood of each point, which is `width` wide along x. */
+function smoothed(points, width) {
+  const first = points.length ? points[0][0] : 0;
   const sums = [0];
   for (const [, y] of points) sums.push(sums[sums.length - 1] + y);
-  return points.map(([x], index) => {
+  let [from, to] = [0, 0];
+  return points.map(([x]) => {
     // At the start, where values fall fast, as far ahead as back; at the end all there is, so that
     // the last values are as quiet as the others.
-    const from = index - Math.min(reach, index);
-    const to = Math.min(points.length - 1, 2 * index - from);
-    return [x, (sums[to + 1] - sums[from]) / (to - from + 1)];
+    const reach = Math.min(width / 2, x - first);
+    while (points[from][0] < x - reach) from++;
+    while (to < points.length && points[to][0] <= x + reach) to++;
+    return [x, (sums[to] - sums[from]) / (to - from)];
   });
 }
 

@@ -114,7 +114,7 @@ function comparison() {
     ["time", (sum) => (sum.seconds === null ? "–" : duration(sum.seconds))],
     ["tokens/s", (sum) => short(sum.tokens_per_second)],
     ["firing", (sum) => percent(sum.firing_rate)],
-    ["training loss", (sum) => short(sum.train_loss, 4), (sum) => sum.train_loss],
+    ["training loss", (sum) => short(sum.train_loss, 4)],
     ["best validation", (sum) => short(sum.best?.val_loss, 4), (sum) => sum.best?.val_loss],
     ["bits per byte", (sum) => short(sum.best?.val_bits_per_byte, 4), (sum) => sum.best?.val_bits_per_byte],
   ].filter(([, write]) => data.runs.some((run) => write(run.summary) !== "–"));
@@ -187,8 +187,11 @@ function points(run, xName, yName, factor = 1, change = (value) => value) {
 
 /** The line of a column that has a value at every step: smoothed, with the raw values behind it. */
 function steady(run, index, name, label, change) {
-  const raw = points(run, view.x, name, axisOfX().factor, change);
-  const line = smoothed(raw, view.smooth / 100);
+  const { factor } = axisOfX();
+  const raw = points(run, view.x, name, factor, change);
+  // As wide for all runs, so that a short one is not rougher than a long one.
+  const longest = Math.max(...shown().map((other) => bounds((other.run.columns[view.x] || []).filter((x) => x !== null))[1]));
+  const line = view.smooth ? smoothed(raw, (view.smooth / 100) * longest * factor) : raw;
   const isFaint = line !== raw && shown().length <= 4;
   return { label, color: color(index), dash: dash(index), points: line, faint: isFaint ? raw : null };
 }
@@ -301,24 +304,27 @@ function layerSection() {
   const places = ({ layers }) => (layers[view.x] || layers.step).map((value) => value * (layers[view.x] ? axis.factor : 1));
   // One scale for all runs, along and in colour, so that they can be compared.
   const xRange = [0, bounds(runs.flatMap(({ run }) => places(run)))[1]];
-  const rows = runs.map(({ run, index }) => {
-    const xs = places(run);
-    const xLabel = run.layers[view.x] ? axis.label : "step";
-    return [isMany() ? h("h3", {}, swatch(index), run.name) : null, h("div", { class: "grid" }, kinds.map((kind) => {
-      const each = run.layers.kinds.find((one) => one.kind === kind);
-      if (!each) return null;
-      const title = KINDS[kind] || kind;
-      const range = middleRange(runs.flatMap((other) => other.run.layers.kinds.filter((one) => one.kind === kind).flatMap((one) => one.values)));
-      const draw = view.layers === "heat"
-        ? (box) => drawHeat(box, { title, rows: each.values, names: each.layers, xs, xLabel, xRange, range })
-        : (box) => drawChart(box, { title, xLabel, lines: depthLines(each, xs) });
-      const unit = view.layers === "heat" ? "" : " (%)";
-      return h("figure", {}, h("figcaption", {}, h("b", {}, title + unit), view.layers === "heat" ? heatKey(range) : depthKey(each)), figure("plot", draw));
-    }))];
+  const of = (run, kind) => run.layers.kinds.find((each) => each.kind === kind);
+  const unit = view.layers === "heat" ? "" : " (%)";
+  const panel = ({ run, index }, kind, range) => {
+    const each = of(run, kind);
+    const [title, xs, xLabel] = [(KINDS[kind] || kind) + unit, places(run), run.layers[view.x] ? axis.label : "step"];
+    const draw = view.layers === "heat"
+      ? (box) => drawHeat(box, { title, rows: each.values, names: each.layers, xs, xLabel, xRange, range })
+      : (box) => drawChart(box, { title, xLabel, lines: depthLines(each, xs) });
+    const key = view.layers === "heat" ? heatKey(range) : depthKey(each);
+    return h("figure", {}, h("figcaption", {}, h("b", {}, isMany() ? [swatch(index), run.name] : title), key), figure("plot", draw));
+  };
+  const rows = kinds.map((kind) => {
+    const having = runs.filter(({ run }) => of(run, kind));
+    const range = middleRange(having.flatMap(({ run }) => of(run, kind).values));
+    return { kind, panels: having.map((each) => panel(each, kind, range)) };
   });
   return h("section", {}, h("h2", {}, "Layers over time ",
     choice("layers", "kind of chart", [["heat", "heat map"], ["lines", "lines"]], view.layers, (value) => { view.layers = value; })),
-  h("p", { class: "sub" }, view.layers === "heat" ? "Rows are layers, the first one at the top. The colours leave out the most extreme 4 % of values at either end." : "A line for each layer."), rows);
+  h("p", { class: "sub" }, view.layers === "heat" ? "Rows are layers, the first one at the top. The colours leave out the most extreme 4 % of values at either end." : "A line for each layer."),
+  isMany() ? rows.map(({ kind, panels }) => [h("h3", {}, (KINDS[kind] || kind) + unit), h("div", { class: "grid" }, panels)])
+    : h("div", { class: "grid" }, rows.map(({ panels }) => panels)));
 }
 
 /** Colours by depth, without the end of the map that would drown in the background. */
