@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from dataclasses import fields
@@ -68,6 +69,11 @@ def test_c03_train_show_predict_and_resume(cli: Cli, stories: Path) -> None:
     config = json.loads((spikelet.home() / "runs/fox/training/config.json").read_text())
     assert (config["vocab_size"], config["n_embd"]) == (290, 16)
     assert spikelet.load("fox").vocab_size == 290
+
+    log = (spikelet.home() / "runs/fox/training/train_log.csv").read_text()
+    rates = [float(row["learning_rate"]) for row in csv.DictReader(log.splitlines())]
+    assert rates == sorted(rates, reverse=True)  # it does not rise again before the end
+    assert rates[-1] == pytest.approx(1e-5)
 
     shown = cli("lm", "show").out.splitlines()
     assert shown[0] == "fox  finished"

@@ -12,7 +12,13 @@ torch = pytest.importorskip("torch")
 
 import spikelet  # noqa: E402
 from spikelet import OptionError  # noqa: E402
-from spikelet.training import TrainingError, forks, train_tokenizer  # noqa: E402
+from spikelet.training import (  # noqa: E402
+    Trainer,
+    TrainerConfig,
+    TrainingError,
+    forks,
+    train_tokenizer,
+)
 from spikelet.training.models.blocks import ChannelMix  # noqa: E402
 from spikelet.training.predicter import Predicter  # noqa: E402
 from training.saved import save_run, tiny_model  # noqa: E402
@@ -92,6 +98,20 @@ def test_t18_a_forked_run_predicts_with_its_code() -> None:
     assert text("forked") == text("same") != text("plain")
 
 
+def test_t18_code_that_changed_since_training_is_said() -> None:
+    folder = write_fork("loud", {"blocks.*.ffn": "code.py:Louder"}, code=DOUBLE)
+    config = TrainerConfig(name="fox", device="cpu", max_step=1, batch_size=1)
+    trainer = Trainer(tiny_model(256), config, tokenizer="bytes", fork="loud")
+    trainer.train(DOCUMENTS)
+    assert type(trainer.model.blocks[0].ffn).__mro__[1].__name__ == "Louder"
+    Predicter.from_pretrained("fox")
+    (folder / "code.py").write_text(DOUBLE.replace("2.0", "3.0"))
+    with pytest.warns(UserWarning, match="the code of fork 'loud' is not what it was when fox"):
+        Predicter.from_pretrained("fox")
+    with pytest.raises(spikelet.NotFoundError):  # no model folder: the engine lacks the code
+        spikelet.load("fox")
+
+
 def test_t18_a_run_brings_no_code_along(tmp_path: Path) -> None:
     folder = save_run("forked", tiny_model(), "bytes", fork="gone")
     with pytest.raises(TrainingError, match=r"there is no fork 'gone'.*known: none"):
@@ -151,8 +171,8 @@ def test_t18_a_new_fork_changes_nothing_until_it_is_edited() -> None:
     path = folder / "channelmix.py"
     source = path.read_text()
     assert "class ChannelMix(nn.Module):" in source
-    assert "self.value(k * k)" in source
-    path.write_text(source.replace("self.value(k * k)", "self.value(k)"))
+    assert source.count("torch.sigmoid(") == 1
+    path.write_text(source.replace("torch.sigmoid(", "torch.tanh("))
     edited = tiny_model()
     forks.apply_fork(edited, folder)
     assert not torch.allclose(edited(IDS), plain, atol=1e-3)

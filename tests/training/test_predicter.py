@@ -378,6 +378,9 @@ def test_t08_a_run_of_darwinkit_lends_its_weights_to_a_new_one(
     weights = trainer.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in old.state_dict().items())
     assert trainer.current_step == 0
+    with pytest.raises(TrainingError, match="a run of DarwinKit, which is read and never changed"):
+        Trainer(tiny_model(), bpe(), TrainerConfig(name="old", device="cpu"), resume="old")
+    assert not (tmp_path / "home" / "runs" / "old").exists()
 
 
 def test_a_file_that_would_run_code_is_refused(own_home: Path) -> None:

@@ -16,6 +16,7 @@ name of its fork, never its code: a run folder from elsewhere brings no code alo
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -71,6 +72,15 @@ def apply_fork(model: nn.Module, folder: Path) -> list[str]:
             _replace_methods(model.get_submodule(path), edited)
         replaced += paths
     return replaced
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of a fork's description and code."""
+    digest = hashlib.sha256()
+    for path in sorted([folder / _DESCRIPTION, *folder.glob("*.py")]):
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _edited_class(folder: Path, target: str, codes: dict[str, ModuleType]) -> type[nn.Module]:

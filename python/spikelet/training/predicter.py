@@ -185,9 +185,13 @@ class Predicter:
     @classmethod
     def inject_script(cls, model: nn.Module, name: str) -> nn.Module:
         """Give the module the code of the fork that the run was trained with, if any."""
-        folder = cls.get_fork_directory((cls.get_external_config_json(name) or {}).get("fork"))
+        external = cls.get_external_config_json(name) or {}
+        folder = cls.get_fork_directory(external.get("fork"))
         if folder is not None:
             forks.apply_fork(model, folder)
+            if external.get("fork_sha256") not in (None, forks.fingerprint(folder)):
+                text = f"the code of fork {folder.name!r} is not what it was when {name} trained"
+                warnings.warn(text, stacklevel=2)
         return model
 
     def predict(self, *args: Any, **options: Any) -> Any:

@@ -35,7 +35,7 @@ from spikelet.errors import OptionError
 from spikelet.training import runs
 from spikelet.training.errors import DataError, TrainingError
 from spikelet.training.files import write_text
-from spikelet.training.forks import apply_fork, fork_folder
+from spikelet.training.forks import apply_fork, fingerprint, fork_folder
 from spikelet.training.trainer import checkpoint as files
 from spikelet.training.trainer.distributed import World, join_world, wait_for_all
 from spikelet.training.trainer.log import (
@@ -237,11 +237,13 @@ class Trainer:
             self._archive_model_code()
         self._save_tokenizer()
         self._save_json(self.model_config_save_path, config_values(self.model))
-        external = {
+        external: dict[str, Any] = {
             "model_class": type(self.model).__name__,
             "series": self._visual_series,
             "fork": self.fork,
         }
+        if self.fork_directory is not None:
+            external["fork_sha256"] = fingerprint(self.fork_directory)
         self._save_json(self.external_config_save_path, external)
         # Last: it says that there is a run.
         self._save_json(self.trainer_config_save_path, dataclasses.asdict(self.config))
@@ -319,7 +321,13 @@ class Trainer:
         if self.resume_key is None:
             return None
         root = self.root
-        return runs.find_run(self.resume_key, None if root == runs.runs_root() else root)
+        folder = runs.find_run(self.resume_key, None if root == runs.runs_root() else root)
+        if self.continues and runs.training_folder(folder) == folder:
+            raise TrainingError(
+                f"{folder} is a run of DarwinKit, which is read and never changed: under another "
+                f"name, resume={self.resume!r} starts from its weights"
+            )
+        return folder
 
     def _fork_of_resumed(self) -> str | None:
         if not self.continues:
