@@ -8,7 +8,7 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml
 PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python lint format bench clean
+.PHONY: help demo test test-rust test-python lint format bench kernels kernel-tools clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,18 @@ format: $(VENV)/dev ## Format all code
 
 bench: $(VENV)/built $(VENV)/dev ## Measure decode and prefill beside what the machine gives
 	$(BIN)/python benches/decode.py
+
+# Apart from the environment, because PyTorch brings another NVRTC under the same name.
+TOOLS := $(VENV)/kernel-tools
+$(TOOLS)/installed: $(VENV)/created
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TOOLS) \
+		nvidia-cuda-nvrtc-cu12==12.0.140 nvidia-cuda-nvcc-cu12==12.9.86
+	touch $@
+
+kernel-tools: $(TOOLS)/installed ## Install the compilers of the CUDA kernels (64 MB)
+
+kernels: $(TOOLS)/installed ## Compile the CUDA kernels to PTX
+	$(BIN)/python kernels/build_ptx.py
 
 clean: ## Remove everything that was built
 	cargo clean
