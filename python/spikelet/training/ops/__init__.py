@@ -88,11 +88,14 @@ def wkv4(
     Returns:
         The output ``[batch, time, channels]`` and the final state, both float32.
     """
-    w, u, k, v = w.float(), u.float(), k.float(), v.float()
-    if not operators.fused(k.device.type):
+    w, u = w.float(), u.float()
+    device = k.device.type
+    if not (k.dtype == v.dtype == torch.bfloat16 and operators.reads_bfloat16(device)):
+        k, v = k.float(), v.float()
+    if not operators.fused(device):
         return naive_wkv4(w, u, k, v, state)
     if state is None:
-        state = empty_wkv_state(k.shape[0], k.shape[2], k.detach())
+        state = empty_wkv_state(k.shape[0], k.shape[2], w.detach())
     result: tuple[Tensor, Tensor] = operators.wkv4(w, u, k, v, state)
     return result
 
@@ -119,11 +122,14 @@ def lif(
     Returns:
         Spikes (0 or 1, the shape of ``x``) and the final membrane ``[batch, channels]``, float32.
     """
-    x, alpha = x.float(), surrogate_alpha(surrogate, alpha)
-    if not operators.fused(x.device.type):
+    alpha = surrogate_alpha(surrogate, alpha)
+    device = x.device.type
+    if not (x.dtype == torch.bfloat16 and operators.reads_bfloat16(device)):
+        x = x.float()
+    if not operators.fused(device):
         return naive_lif(x, membrane, decay, surrogate, alpha)
     if membrane is None:
-        membrane = x.new_zeros(x.shape[0], x.shape[2])
+        membrane = x.new_zeros(x.shape[0], x.shape[2], dtype=torch.float32)
     result: tuple[Tensor, Tensor] = operators.lif(x, membrane, decay, surrogate, alpha)
     return result
 

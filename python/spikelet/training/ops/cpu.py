@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+DTYPES = (torch.float32,)
+"""Types of k, v and of the input of neurons that kernels read."""
+
 
 def _array(tensor: Tensor) -> np.ndarray:
     """Show a CPU float32 tensor as an array, on the same memory where it is contiguous."""

@@ -7,7 +7,6 @@ A device's kernels are a module with the functions of ``ops/cpu.py``: that one f
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import torch
@@ -23,10 +22,8 @@ def kernels(device: str) -> Any:
         return cpu
     if device != "cuda":
         return None
-    try:
-        cuda = importlib.import_module("spikelet.training.ops.cuda")
-    except ModuleNotFoundError:
-        return None
+    from spikelet.training.ops import cuda
+
     return cuda if cuda.available() else None
 
 
@@ -34,6 +31,12 @@ def kernels(device: str) -> Any:
 def fused(device: str) -> bool:
     """Whether a device type has kernels."""
     return kernels(device) is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def reads_bfloat16(device: str) -> bool:
+    """Whether the kernels of a device type take bfloat16 for k, v and the input of neurons."""
+    return fused(device) and torch.bfloat16 in kernels(device).DTYPES
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -52,7 +55,7 @@ def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Ten
 
 @wkv4.register_fake
 def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return k.new_empty(k.shape), state.new_empty(state.shape)
+    return state.new_empty(k.shape), state.new_empty(state.shape)
 
 
 @torch.library.custom_op("spikelet::wkv4_backward", mutates_args=())
@@ -103,7 +106,7 @@ def lif(
 def _(
     x: Tensor, membrane: Tensor, decay: Tensor | None, surrogate: str, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), membrane.new_empty(membrane.shape)
+    return membrane.new_empty(x.shape), membrane.new_empty(membrane.shape)
 
 
 @torch.library.custom_op("spikelet::lif_backward", mutates_args=())
@@ -134,7 +137,8 @@ def _(
     gmembrane_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = 0 if decay is None else x.shape[2]
-    return x.new_empty(x.shape), membrane.new_empty(membrane.shape), x.new_empty(channels)
+    gmembrane = membrane.new_empty(membrane.shape)
+    return x.new_empty(x.shape), gmembrane, membrane.new_empty(channels)
 
 
 def _lif_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
