@@ -64,7 +64,7 @@ def test_the_same_figures_as_the_harness(
     found = lm_eval.simple_evaluate(
         model=SpikeletLM(bundled),
         tasks=[f"own_{name}" for name in ITEMS],
-        task_manager=TaskManager(include_path=str(tmp_path)),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
     )["results"]
     for name, result in evaluate(bundled, files).items():
@@ -75,7 +75,7 @@ def test_the_same_figures_as_the_harness(
         model="spikelet",
         model_args={"path": str(bundled.path), "threads": 1},
         tasks=["own_lambada"],
-        task_manager=TaskManager(include_path=str(tmp_path)),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
     )["results"]
     assert again["own_lambada"] == found["own_lambada"]
