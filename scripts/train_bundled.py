@@ -1,13 +1,15 @@
 """Train the model that comes with spikelet, and the n-gram baseline it has to beat.
 
-    python scripts/train_bundled.py baseline TEXT... --work runs/bundled
-    python scripts/train_bundled.py train TEXT... --work runs/bundled --max-tokens 30000000
-    python scripts/train_bundled.py export TEXT... --work runs/bundled --out python/spikelet/bundled
+    python scripts/train_bundled.py train TEXT... --work runs/first --stage 1
+    python scripts/train_bundled.py export TEXT... --work runs/first --out first
+    python scripts/train_bundled.py train TEXT... --work runs/second --stage 2 --init first
+    python scripts/train_bundled.py baseline TEXT... --work runs/second
+    python scripts/train_bundled.py export TEXT... --work runs/second --out python/spikelet/bundled
 
-TEXT are the two story files named in the bundled model's card. ``train`` goes on by itself when
-``--work`` holds a checkpoint, and ``--max-tokens`` may then differ: the rate is constant until the
-last third. Tokenizer and baseline learn from the training documents only; every 50th document is
-held out, and all three commands measure on those.
+TEXT are the two story files named in the bundled model's card. The second stage starts from what
+the first exported, at a high rate again, and lets the neurons learn their decay. ``train`` goes on
+by itself when ``--work`` holds a checkpoint. Tokenizer and baseline learn from the training
+documents only; every 50th document is held out, and all commands measure on those.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import argparse
 import csv
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from kneser_ney import KneserNey
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from spikelet.training import (
@@ -44,8 +48,29 @@ from spikelet.training.trainer.checkpoint import read_checkpoint
 
 VOCAB_SIZE = 4096
 VALID_EVERY = 50
-SEED = 1
 ORDER = 5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What differs between the stages of the training."""
+
+    neuron: str
+    seed: int
+    """Of the first stage's weights, and of the order of the data."""
+    max_tokens: int
+    decay_share: float
+    """Of the run over which the rate falls to its end; before, it is constant."""
+    learning_rate: float
+    lr_final: float
+    warmup_tokens: int
+    weight_decay: float
+
+
+STAGES = {
+    1: Stage("lif", 1, 22_000_000, 0.4, 1.5e-3, 3e-5, 500_000, 0.05),
+    2: Stage("plif", 2, 22_000_000, 0.545, 2e-3, 2e-5, 400_000, 0.1),
+}
 
 
 def load_data(texts: list[Path], work: Path) -> tuple[TokenData, Tokenizer]:
@@ -79,7 +104,8 @@ def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
     data, tokenizer = load_data(args.texts, args.work)
     print(f"train {data.train_sizes}\nvalid {data.valid_sizes}", file=sys.stderr)
-    torch.manual_seed(SEED)
+    stage = STAGES[args.stage]
+    torch.manual_seed(stage.seed)
     model = SpikeGPT(
         SpikeGPTConfig(
             vocab_size=VOCAB_SIZE,
@@ -87,22 +113,25 @@ def train(args: argparse.Namespace) -> None:
             n_layer=4,
             n_embd=256,
             spike_embedding=False,
-            dropout=args.dropout,
+            dropout=0.0,
+            neuron=stage.neuron,
         )
     )
+    if args.init is not None:
+        start_from(model, args.init)
     config = TrainerConfig(
         name=args.work.resolve().name,
         device="cpu",
         batch_size=8,
-        max_tokens=args.max_tokens,
-        learning_rate=1.5e-3,
-        lr_final=3e-5,
-        warmup_tokens=500_000,
+        max_tokens=args.max_tokens or stage.max_tokens,
+        learning_rate=stage.learning_rate,
+        lr_final=stage.lr_final,
+        warmup_tokens=stage.warmup_tokens,
         schedule="trapezoid",
-        decay_share=args.decay_share,
-        weight_decay=0.05,
+        decay_share=args.decay_share or stage.decay_share,
+        weight_decay=stage.weight_decay,
         autocast="bf16",
-        seed=SEED,
+        seed=stage.seed,
         eval_step_interval=1000,
         eval_iters=0,
         log_step_interval=50,
@@ -114,6 +143,14 @@ def train(args: argparse.Namespace) -> None:
     resume = config.name if runs.checkpoints(args.work) else None
     root = args.work.resolve().parent
     LanguageModelTrainer(model, config, tokenizer=tokenizer, root=root, resume=resume).train(data)
+
+
+def start_from(model: SpikeGPT, folder: Path) -> None:
+    """Take the weights of a model folder; decays that it does not have stay the usual ones."""
+    weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or any(not name.endswith((".lif1.w", ".lif2.w")) for name in missing):
+        raise SystemExit(f"{folder}: not a model of this shape: {missing} {unexpected}")
 
 
 def load_newest(work: Path) -> SpikeGPT:
@@ -186,9 +223,10 @@ def parse() -> argparse.Namespace:
         command.add_argument("--work", type=Path, required=True, help="folder of the run")
         command.set_defaults(function=function)
         if name == "train":
-            command.add_argument("--max-tokens", type=int, default=30_000_000)
-            command.add_argument("--decay-share", type=float, default=0.35)
-            command.add_argument("--dropout", type=float, default=0.0)
+            command.add_argument("--stage", type=int, choices=sorted(STAGES), required=True)
+            command.add_argument("--init", type=Path, metavar="FOLDER", help="model to start from")
+            command.add_argument("--max-tokens", type=int, default=0, help="another length")
+            command.add_argument("--decay-share", type=float, default=0.0, help="another share")
         if name == "export":
             command.add_argument("--out", type=Path, required=True, help="model folder to write")
             command.add_argument("--dtype", choices=sorted(DTYPES), default="f16")
