@@ -27,6 +27,15 @@ def compiler() -> str:
     return found
 
 
+def sanitizer() -> str:
+    """AddressSanitizer's library, to be loaded first; the test that asks is skipped without it."""
+    command = [compiler(), "-print-file-name=libasan.so"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(found).is_absolute():
+        pytest.skip("the C++ compiler has no AddressSanitizer")
+    return found
+
+
 def build(source: Path, library: Path, *options: str) -> Path:
     """Compile a .cu file, the emulator and its driver into a shared library."""
     command = [

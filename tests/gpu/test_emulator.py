@@ -26,6 +26,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    emulator.sanitizer()
     path = tmp_path_factory.mktemp("simt") / "samples_sanitized.so"
     return emulator.build(HERE / "samples.cu", path, *emulator.SANITIZE, "-O0")
 
@@ -105,12 +106,8 @@ def test_unwritten_shared_memory_is_nan(library: ctypes.CDLL) -> None:
 
 def run_sanitized(library: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with AddressSanitizer in it, as loading such a library needs."""
-    runtime = subprocess.run(
-        [emulator.compiler(), "-print-file-name=libasan.so"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
     environment = os.environ | {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": emulator.sanitizer(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "SPIKELET_TEST_SIMT": str(library),
     }
@@ -142,6 +139,7 @@ def test_sanitizers_name_the_line(
 @pytest.mark.timeout(600)
 def test_training_kernels_under_sanitizers(tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    emulator.sanitizer()
     library = emulator.build(
         emulator.KERNELS / "train.cu", tmp_path / "train.so", *emulator.SANITIZE, "-O0"
     )
