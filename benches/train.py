@@ -189,9 +189,9 @@ def main() -> None:
     rows: list[Row] = []
     plan = [("step", dtype) for dtype in ("f32", "bf16")]
     plan += [(name, "f32") for name in ("wkv4", "lif", "mix")]
-    for what, dtype in plan:
-        for threads in (1, 2):
-            row = compare(what, dtype, threads, rounds=3 if args.quick else 7)
+    for threads in (1, 2):
+        for what, dtype in plan:
+            row = compare(what, dtype, threads, rounds=3 if args.quick else 5)
             rows.append(row)
             print(
                 f"| {what} | {dtype} | {threads} | {row.fused_tokens_per_second:,.0f} "
