@@ -248,9 +248,11 @@ class LanguageModelPredicter(Predicter):
         unknown = sorted(set(values) - {field.name for field in fields(config)})
         if unknown:
             raise OptionError(f"the configuration of {name} has unknown keys {unknown}")
-        model: nn.Module = module(config(**values))
+        with torch.device("meta"):  # drawing matrices that are replaced at once takes seconds
+            model: nn.Module = module(config(**values))
+        weights = {name: value.float() for name, value in saved["state_dict"].items()}
         try:
-            model.load_state_dict(saved["state_dict"], strict=True)
+            model.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
             raise TrainingError(f"{path} does not fit the configuration: {error}") from error
         return model
