@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,7 @@ def test_snippet(name: str, code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
+        env={**os.environ, "SPIKELET_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         timeout=120,
@@ -54,3 +58,19 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_option_of_training_is_on_its_page() -> None:
+    pytest.importorskip("torch")
+    page = (ROOT / "docs" / "training.md").read_text()
+    options = page[page.index("\n## Options") :]
+    from spikelet.training.trainer_config import TrainerConfig
+
+    for field in fields(TrainerConfig):
+        found = re.search(rf"`{field.name}=([^`]*)`", options)
+        assert found, field.name
+        assert ast.literal_eval(found[1]) == field.default, field.name
+    from spikelet.training.trainer.log import LanguageModelLog
+
+    for field in fields(LanguageModelLog):
+        assert f"`{field.name}`" in page, field.name

@@ -120,7 +120,8 @@ class ChannelMix(nn.Module):
         mix = ops.token_mix if self.fused else ops.naive_token_mix
         xk, xr = mix(x, shift, (self.time_mix_k, self.time_mix_r))
         k = relu_squared(self.key(xk))
-        density = torch.count_nonzero(k.detach()) / k.numel() if count else None
+        # Several times as quick as torch.count_nonzero.
+        density = k.detach().sign().mean(dtype=torch.float32) if count else None
         gated: Tensor = torch.sigmoid(self.receptance(xr)) * self.value(k)
         return gated, density
 
