@@ -132,7 +132,7 @@ def stories(data: Path, work: Path) -> Text:
     tokenizer, cache = bpe(work, "stories", train), work / "cache"
     held_out = load_tokens(test, tokenizer, cache=cache, valid_every=0)
     return Text(
-        load_tokens(train, tokenizer, cache=cache, val_source=held_out),
+        load_tokens(train, tokenizer, cache=cache, val_source=test),
         tokenizer,
         held_out,
         1_000_000,
