@@ -44,7 +44,7 @@ from spikelet.errors import (
 )
 
 if TYPE_CHECKING:
-    from spikelet.training.predicter import Predicter
+    from spikelet.training.predicter import Predicter as Predicter
 
 __all__ = [
     "Completion",
@@ -58,7 +58,6 @@ __all__ = [
     "NotFiniteError",
     "NotFoundError",
     "OptionError",
-    "Predicter",
     "Session",
     "SpikeletError",
     "State",
@@ -82,9 +81,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch on first use."""
+    """Import what needs torch on first use; `from spikelet import *` leaves it out."""
     if name == "Predicter":
         from spikelet import training
 
         return training.Predicter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what `__getattr__` finds, too."""
+    return sorted([*globals(), "Predicter"])
