@@ -197,7 +197,9 @@ def plot(log: Path, target: Path, figures: dict[str, Any], data: TokenData) -> N
         rows = list(csv.DictReader(file))
     per_byte = data.train_sizes.tokens / data.train_sizes.bytes / 0.693147  # nats/token to bits
     figure, axes = plt.subplots(figsize=(7, 4))
-    lines = [(int(r["tokens"]) / 1e6, float(r["train_loss"]) * per_byte) for r in rows]
+    lines = [
+        (int(r["tokens"]) / 1e6, float(r["train_loss"]) * per_byte) for r in rows if r["train_loss"]
+    ]
     axes.plot(*zip(*lines, strict=True), color="0.7", linewidth=0.8, label="training")
     points = [
         (int(r["tokens"]) / 1e6, float(r["val_bits_per_byte"]))
