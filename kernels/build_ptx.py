@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import hashlib
 import json
+import locale
 import os
 import re
 import sys
@@ -110,6 +111,16 @@ class Nvrtc:
         if code:
             raise RuntimeError(f"{name}: {self._library.nvrtcGetErrorString(code).decode()}")
 
+    def _compile(self, program: ctypes.c_void_p, flags: list[bytes]) -> None:
+        """Compile; NVRTC sets the process's locale to C, in which Python's files are ASCII."""
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            self._call(
+                "nvrtcCompileProgram", program, len(flags), (ctypes.c_char_p * len(flags))(*flags)
+            )
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
     def _text(self, what: str, program: ctypes.c_void_p) -> str:
         size = ctypes.c_size_t()
         self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
@@ -134,9 +145,7 @@ class Nvrtc:
         )  # fmt: skip
         flags = [f"--gpu-architecture={target}".encode(), *(option.encode() for option in OPTIONS)]
         try:
-            self._call(
-                "nvrtcCompileProgram", program, len(flags), (ctypes.c_char_p * len(flags))(*flags)
-            )
+            self._compile(program, flags)
         except RuntimeError as error:
             raise RuntimeError(f"{error}\n{self._text('ProgramLog', program)}") from None
         log = self._text("ProgramLog", program)

@@ -30,7 +30,7 @@ def main() -> None:
     root = Path(__file__).parent.parent
     parser.add_argument("--page", type=Path, default=root / "docs" / "evaluation.md")
     args = parser.parse_args()
-    text = args.page.read_text()
+    text = args.page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
@@ -48,7 +48,7 @@ def main() -> None:
             )
         # Of the one core, however much of it others have: the figure outlives a busy afternoon.
         results[name].seconds = time.process_time() - start
-    args.page.write_text(before + BEGIN + figures(model, results) + END + after)
+    args.page.write_text(before + BEGIN + figures(model, results) + END + after, encoding="utf-8")
     print(f"wrote {args.page}")
 
 

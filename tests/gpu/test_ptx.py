@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import re
 import subprocess
 from pathlib import Path
@@ -79,6 +80,12 @@ def test_the_pinned_compiler_gives_the_same_bytes(nvrtc: build_ptx.Nvrtc, target
         assert nvrtc.compile(module, target) == found, "run `make kernels`"
         # What the oldest supported driver, 525, reads.
         assert "\n.version 8.0\n" in found
+
+
+def test_compiling_leaves_the_locale_alone(nvrtc: build_ptx.Nvrtc) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    nvrtc.compile("train", "compute_80")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_mistakes_are_shown_with_their_line(
