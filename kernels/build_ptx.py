@@ -15,10 +15,10 @@ import argparse
 import ctypes
 import hashlib
 import json
-import locale
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent
@@ -112,14 +112,15 @@ class Nvrtc:
             raise RuntimeError(f"{name}: {self._library.nvrtcGetErrorString(code).decode()}")
 
     def _compile(self, program: ctypes.c_void_p, flags: list[bytes]) -> None:
-        """Compile; NVRTC sets the process's locale to C, in which Python's files are ASCII."""
-        before = locale.setlocale(locale.LC_ALL)
-        try:
-            self._call(
-                "nvrtcCompileProgram", program, len(flags), (ctypes.c_char_p * len(flags))(*flags)
-            )
-        finally:
-            locale.setlocale(locale.LC_ALL, before)
+        """Compile, in a thread that ends then: NVRTC leaves its thread in the locale C.
+
+        In that, Python's text files would be ASCII.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(
+                self._call, "nvrtcCompileProgram", program, len(flags),
+                (ctypes.c_char_p * len(flags))(*flags),
+            ).result()  # fmt: skip
 
     def _text(self, what: str, program: ctypes.c_void_p) -> str:
         size = ctypes.c_size_t()

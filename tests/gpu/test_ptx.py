@@ -83,9 +83,9 @@ def test_the_pinned_compiler_gives_the_same_bytes(nvrtc: build_ptx.Nvrtc, target
 
 
 def test_compiling_leaves_the_locale_alone(nvrtc: build_ptx.Nvrtc) -> None:
-    before = locale.setlocale(locale.LC_ALL)
+    before = locale.getpreferredencoding(do_setlocale=False)
     nvrtc.compile("train", "compute_80")
-    assert locale.setlocale(locale.LC_ALL) == before
+    assert locale.getpreferredencoding(do_setlocale=False) == before
 
 
 def test_mistakes_are_shown_with_their_line(
