@@ -12,11 +12,11 @@ from spikelet.training.loss import head_loss
 if TYPE_CHECKING:
     import numpy as np
 
-    from spikelet.training.models.spikegpt import SpikeGPT, SpikeGPTState
+    from spikelet.training.models.language_model import LanguageModel, State
 
 
 @torch.no_grad()
-def stream_bits(model: SpikeGPT, stream: np.ndarray, start: int, chunk: int = 512) -> float:
+def stream_bits(model: LanguageModel, stream: np.ndarray, start: int, chunk: int = 512) -> float:
     """Return the information content of a stream of ids in bits.
 
     Args:
@@ -28,7 +28,7 @@ def stream_bits(model: SpikeGPT, stream: np.ndarray, start: int, chunk: int = 51
     was_training = model.training
     model.eval()
     ids = torch.tensor([start, *stream.tolist()])
-    state: SpikeGPTState | None = None
+    state: State | None = None
     nats = 0.0
     for first in range(0, len(stream), chunk):
         part = ids[first : first + chunk + 1]

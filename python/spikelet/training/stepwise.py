@@ -47,18 +47,20 @@ def step_by_step(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return _steps(model, list(prompt), count, set(stop_ids), temperature, top_p, generator)
+    return draw_ids(model, prompt, count, stop_ids, temperature, top_p, generator)
 
 
-def _steps(
+def draw_ids(
     model: Any,
-    ids: list[int],
+    prompt: Sequence[int],
     count: int,
-    stop_ids: set[int],
+    stop_ids: Sequence[int],
     temperature: float,
     top_p: float,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> Iterator[int]:
+    """Do what ``step_by_step`` does with a generator of one's own; None is torch's global one."""
+    ids = list(prompt)
     device = next(model.parameters()).device
     state = None
     model.eval()
@@ -73,8 +75,10 @@ def _steps(
         ids = [chosen]
 
 
-def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    if temperature == 0:
+def _draw(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> int:
+    if temperature <= 0:
         return int(logits.argmax())
     probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from spikelet.errors import OptionError
 from spikelet.training import loss, ops
 from spikelet.training.models.blocks import Config, LayerState, initialise_matrices
+from spikelet.training.stepwise import draw_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +150,6 @@ class LanguageModel(nn.Module):
         self.hidden(ids, spikes=spikes)
         return [float(layer.mean()) for layer in spikes]
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: Sequence[int],
@@ -162,30 +162,9 @@ class LanguageModel(nn.Module):
     ) -> list[int]:
         """Draw a continuation of ``prompt``, for a look during training; the engine is faster."""
         was_training = self.training
-        self.eval()
-        ids, out = torch.tensor([list(prompt)]), []
-        state: State | None = None
         try:
-            for _ in range(max_new_tokens):
-                hidden, state = self.hidden(ids.to(self.emb.weight.device), state)
-                logits = self.head(hidden[0, -1]).float().cpu()
-                chosen = _sample(logits, temperature, top_p, generator)
-                if chosen in stop_ids:
-                    break
-                out.append(chosen)
-                ids = torch.tensor([[chosen]])
+            return list(
+                draw_ids(self, prompt, max_new_tokens, stop_ids, temperature, top_p, generator)
+            )
         finally:
             self.train(was_training)
-        return out
-
-
-def _sample(
-    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
-) -> int:
-    """Draw from the smallest set of tokens whose probability reaches ``top_p``."""
-    if temperature <= 0:
-        return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])

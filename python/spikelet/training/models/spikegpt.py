@@ -21,10 +21,8 @@ from spikelet.training import ops
 from spikelet.training.config import SpikeGPTConfig
 from spikelet.training.models.activity import BlockActivity
 from spikelet.training.models.blocks import ChannelMix, LayerState, TimeMix
-from spikelet.training.models.language_model import LanguageModel, State
+from spikelet.training.models.language_model import LanguageModel
 from spikelet.training.neurons import LIF, PLIF
-
-SpikeGPTState = State
 
 
 def _neurons(config: SpikeGPTConfig) -> LIF | None:

@@ -29,8 +29,6 @@ class Gradient:
     """Mean over this process's windows, nats per token."""
     norm: float
     """Of the gradient, averaged over all processes, before clipping."""
-    inputs: int
-    """Ids that this process read."""
 
 
 class LossModule(nn.Module):
@@ -79,7 +77,6 @@ class Stepper:
         config = self.config
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.batches.device)
-        inputs_read = 0
         for turn in range(config.grad_accumulation):
             inputs, targets = self.batches.get(position + turn * self.batches.stride)
             last = turn == config.grad_accumulation - 1
@@ -89,14 +86,13 @@ class Stepper:
                 (loss / config.grad_accumulation).backward()  # type: ignore[no-untyped-call]
             self.state = [part.detach() for part in state] if config.carry_state else None
             total += loss.detach() / config.grad_accumulation
-            inputs_read += inputs.numel()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # One wait for the device per step.
         loss_value, norm_value = torch.stack([total, norm.double()]).tolist()
         if config.spike_rate_penalty:
             loss_value = record.loss
-        return Gradient(loss_value, norm_value, inputs_read)
+        return Gradient(loss_value, norm_value)
 
     def _pass(
         self, inputs: Tensor, targets: Tensor, position: int, turn: int, record: Any
