@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import spikelet
+from spikelet.cli import generate
 
 from .conftest import make_model
 from .helpers import Cli, Terminal, start
@@ -255,6 +259,28 @@ def test_ctrl_c_ends_cleanly(model_folder: Path) -> None:
     assert (begin + rest).endswith(b"\n")
     assert b"Traceback" not in err
     assert b"end: cancelled" in err
+
+
+def test_a_token_on_its_way_when_ctrl_c_comes_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Interrupted:
+        """Has made "a" and a newline; Ctrl-C comes before the second reaches the loop."""
+
+        text = "a\n"
+
+        def __iter__(self) -> Iterator[spikelet.Token]:
+            yield spikelet.Token("a", 1, -0.5)
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            pass
+
+    model = SimpleNamespace(generate=lambda _prompt: Interrupted())
+    args = argparse.Namespace(echo=False, stats=False)
+    with pytest.raises(KeyboardInterrupt):
+        generate._stream(model, "Once", {}, args)
+    assert capsys.readouterr().out == "a\n"
 
 
 @pytest.mark.parametrize("extra", [["--num", "3"], ["--json"]])

@@ -102,6 +102,7 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
     start = time.perf_counter()
     generation = model.generate(prompt, **options)
     first_token: float | None = None
+    written = 0
     try:
         if _shows_prompt(out, args):
             out.model_text(prompt, "dim")
@@ -110,9 +111,11 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
                 first_token = time.perf_counter() - start
             if token:
                 out.model_text(str(token))
+                written += len(token)
     except KeyboardInterrupt:
-        # What the detokenizer and the stop rules held back is not lost.
+        # A token that was on its way, and what the stop rules held back, are not lost.
         generation.close()
+        out.model_text(generation.text[written:])
         _end_line(out, generation.text)
         if args.stats:
             show_stats(model, generation, first_token)
