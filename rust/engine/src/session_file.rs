@@ -96,6 +96,8 @@ fn identity(model: &Model) -> Result<[(&'static str, String); 4]> {
         WeightFormat::F32 => "f32",
         WeightFormat::Bf16 => "bf16",
         WeightFormat::F16 => "f16",
+        WeightFormat::Q8 => "q8",
+        WeightFormat::Q4 => "q4",
     };
     Ok([
         ("format", FORMAT.into()),

@@ -224,6 +224,7 @@ fn converting_to_a_format_and_loading_in_it_give_the_same_bits() {
             WeightFormat::F32 => Dtype::F32,
             WeightFormat::Bf16 => Dtype::Bf16,
             WeightFormat::F16 => Dtype::F16,
+            WeightFormat::Q8 | WeightFormat::Q4 => unreachable!("not in FORMATS"),
         };
         let converted = tempfile::tempdir().unwrap();
         let out = converted.path().join("model");

@@ -14,7 +14,7 @@
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`pack`], [`tile`],
+//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`],
 //! [`matmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
@@ -44,6 +44,7 @@ pub mod measure;
 mod pack;
 mod pool;
 mod portable;
+pub mod quant;
 mod recurrence;
 mod shared;
 mod tile;

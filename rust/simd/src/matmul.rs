@@ -70,6 +70,7 @@ impl<S: Steps> Op for Stream<'_, S> {
             WeightFormat::F32 => stream::<I, f32, S>(isa, self.0),
             WeightFormat::Bf16 => stream::<I, Bf16, S>(isa, self.0),
             WeightFormat::F16 => stream::<I, F16, S>(isa, self.0),
+            WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
         }
     }
 }
@@ -82,6 +83,7 @@ impl Op for Blocked<'_> {
             WeightFormat::F32 => blocked::<I, f32>(isa, self.0),
             WeightFormat::Bf16 => blocked::<I, Bf16>(isa, self.0),
             WeightFormat::F16 => blocked::<I, F16>(isa, self.0),
+            WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
         }
     }
 }

@@ -17,14 +17,19 @@ pub enum WeightFormat {
     Bf16,
     /// IEEE half precision: 5 bits of exponent, 11 of precision.
     F16,
+    /// 8-bit integers with a scale per 64 inputs, see [`crate::quant`].
+    Q8,
+    /// 4-bit codes with a scale per 64 inputs, see [`crate::quant`].
+    Q4,
 }
 
 impl WeightFormat {
-    /// Bytes of one weight.
+    /// Bytes of one weight, rounded up.
     pub fn bytes_per_weight(self) -> usize {
         match self {
             WeightFormat::F32 => 4,
             WeightFormat::Bf16 | WeightFormat::F16 => 2,
+            WeightFormat::Q8 | WeightFormat::Q4 => 1,
         }
     }
 }
@@ -72,6 +77,7 @@ impl Matrix {
                     WeightFormat::F32 => scatter(bytes, lane, &values, f32::to_ne_bytes),
                     WeightFormat::Bf16 => scatter(bytes, lane, &values, |v| convert::f32_to_bf16(v).to_ne_bytes()),
                     WeightFormat::F16 => scatter(bytes, lane, &values, |v| convert::f32_to_f16(v).to_ne_bytes()),
+                    WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
                 }
             }
         });
@@ -106,6 +112,7 @@ impl Matrix {
             WeightFormat::F32 => self.read_row(o, buf, |w: f32| w),
             WeightFormat::Bf16 => self.read_row(o, buf, |w: Bf16| convert::bf16_to_f32(w.0)),
             WeightFormat::F16 => self.read_row(o, buf, |w: F16| convert::f16_to_f32(w.0)),
+            WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
         }
     }
 

@@ -41,7 +41,7 @@ impl Embedding {
             table.row_to_f32(token as usize, line);
         }
         match self.format {
-            WeightFormat::F32 => {}
+            WeightFormat::F32 | WeightFormat::Q8 | WeightFormat::Q4 => {}
             WeightFormat::Bf16 => out.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x))),
             WeightFormat::F16 => out.iter_mut().for_each(|x| *x = f16_to_f32(f32_to_f16(*x))),
         }
@@ -105,7 +105,7 @@ impl<'a> Loader<'a> {
         let overflow = std::sync::atomic::AtomicBool::new(false);
         let limit = match self.format {
             WeightFormat::F16 => 65_520.0,
-            WeightFormat::F32 | WeightFormat::Bf16 => f32::INFINITY,
+            _ => f32::INFINITY,
         };
         let matrix = Matrix::pack(outputs, inputs, self.format, self.cpu, |row, out| {
             view.row_to_f32(row, out);

@@ -1,0 +1,647 @@
+//! Quantised weights: from values to codes and back, as they lie in a file. Kernels read a packed copy, see [`crate::Matrix`].
+//!
+//! The inputs of a row are cut into blocks of 64. A block has one scale, a bfloat16, and each of its weights a code that stands
+//! for a small integer `v`; the weight is `scale * v`, which is exact in f32:
+//! - q8: the code is `v` itself, from -127 to 127;
+//! - q4: the code is a place in [`TABLE`]. The scale may be negative, so that the block's extreme weight, whichever sign it
+//!   has, can be the table's -127.
+//!
+//! Some inputs, the *outliers*, can be left out of the blocks: their weights are kept as bfloat16. Few inputs of a trained
+//! model are far larger than the others; what is rounded in their weights, and what they do to the 8-bit activations beside
+//! them, would ruin a model of 4 bits.
+
+use crate::convert::{bf16_to_f32, f32_to_bf16};
+use crate::{Cpu, Isa, LANES, Op, WeightFormat};
+use std::sync::Mutex;
+
+/// Inputs that share a scale.
+pub const QUANT_BLOCK: usize = crate::tile::BLOCK;
+
+/// What the 16 codes of q4 stand for, ascending.
+///
+/// The quantiser of least mean squared error (Lloyd-Max) for this source: 64 independent normal numbers, divided by the one
+/// largest in magnitude so that it becomes -127; an error counts in units of the numbers before the division. A test derives
+/// it again.
+pub const TABLE: [i8; 16] = [-127, -98, -78, -61, -46, -33, -21, -9, 2, 14, 26, 39, 52, 68, 86, 109];
+
+/// The code of q4 whose value is nearest to 0. Places that hold no weight (outliers, the end of a row) have it.
+const NEAREST_ZERO: u8 = 8;
+
+/// Halfway between the values of neighbouring codes: from here on the upper one is nearer. Exact.
+const BORDERS: [f32; 15] = {
+    let mut borders = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        borders[i] = (TABLE[i] as f32 + TABLE[i + 1] as f32) / 2.0;
+        i += 1;
+    }
+    borders
+};
+
+/// Largest scale, a bfloat16: 127 times it is a finite f32, and 127 times the next one is not.
+const LARGEST_SCALE: f32 = f32::from_bits(0x7c01_0000);
+
+/// Scales that the search for q4 begins with, as parts of the one that maps the extreme to -127 (or, with the other sign, to 127).
+const STARTS: [f32; 7] = [1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1];
+
+/// Every input counts at least this share of the mean importance: a text shows only so much.
+const LEAST_IMPORTANCE: f64 = 0.01;
+
+/// Scales of one row.
+pub fn blocks_of(inputs: usize) -> usize {
+    inputs.div_ceil(QUANT_BLOCK)
+}
+
+/// Bytes of the codes of one row: a byte per input for q8; for q4 four bytes per eight inputs, the last eight filled up.
+///
+/// # Panics
+/// If the format is not quantised.
+pub fn code_bytes_of(format: WeightFormat, inputs: usize) -> usize {
+    match format {
+        WeightFormat::Q8 => inputs,
+        WeightFormat::Q4 => 4 * inputs.div_ceil(8),
+        _ => panic!("{format:?} has no codes"),
+    }
+}
+
+/// Whether a scale can stand in a file: all weights of its block are then finite.
+pub fn is_valid_scale(scale: f32) -> bool {
+    scale.abs() <= LARGEST_SCALE
+}
+
+/// A quantised matrix `[outputs, inputs]`, row-major, as in a file but for the byte order of numbers of more than a byte.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Quantized {
+    /// [`WeightFormat::Q8`] or [`WeightFormat::Q4`].
+    pub format: WeightFormat,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// `[outputs][code_bytes_of(inputs)]`. q8: an i8 each. q4: byte `4 g + k` of a row holds the code of input `8 g + k` in its
+    /// low half and that of input `8 g + 4 + k` in its high half.
+    pub codes: Vec<u8>,
+    /// `[outputs][blocks_of(inputs)]`, bfloat16.
+    pub scales: Vec<u16>,
+    /// Inputs that are kept as bfloat16, ascending. Their codes mean nothing.
+    pub outliers: Vec<u32>,
+    /// `[outputs][outliers]`, bfloat16.
+    pub outlier_weights: Vec<u16>,
+}
+
+/// The same, borrowed, with numbers as in a file: little-endian, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedView<'a> {
+    /// [`WeightFormat::Q8`] or [`WeightFormat::Q4`].
+    pub format: WeightFormat,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// See [`Quantized::codes`].
+    pub codes: &'a [u8],
+    /// See [`Quantized::scales`]; two bytes each.
+    pub scales: &'a [u8],
+    /// See [`Quantized::outliers`].
+    pub outliers: &'a [u32],
+    /// See [`Quantized::outlier_weights`]; two bytes each.
+    pub outlier_weights: &'a [u8],
+}
+
+impl Quantized {
+    /// Writes row `o` to `buf[..inputs]`.
+    pub fn row_to_f32(&self, o: usize, buf: &mut [f32]) {
+        let (blocks, kept) = (blocks_of(self.inputs), self.outliers.len());
+        let codes = code_bytes_of(self.format, self.inputs);
+        let scales = &self.scales[o * blocks..(o + 1) * blocks];
+        decode(self.format, &self.codes[o * codes..(o + 1) * codes], |b| bf16_to_f32(scales[b]), buf);
+        for (&input, &weight) in self.outliers.iter().zip(&self.outlier_weights[o * kept..]) {
+            buf[input as usize] = bf16_to_f32(weight);
+        }
+    }
+}
+
+impl QuantizedView<'_> {
+    /// Writes row `o` to `buf[..inputs]`.
+    pub fn row_to_f32(&self, o: usize, buf: &mut [f32]) {
+        let (blocks, kept) = (blocks_of(self.inputs), self.outliers.len());
+        let codes = code_bytes_of(self.format, self.inputs);
+        let scales = &self.scales.as_chunks::<2>().0[o * blocks..(o + 1) * blocks];
+        let wide = |&bytes: &[u8; 2]| bf16_to_f32(u16::from_le_bytes(bytes));
+        decode(self.format, &self.codes[o * codes..(o + 1) * codes], |b| wide(&scales[b]), buf);
+        let weights = &self.outlier_weights.as_chunks::<2>().0[o * kept..];
+        for (&input, weight) in self.outliers.iter().zip(weights) {
+            buf[input as usize] = wide(weight);
+        }
+    }
+}
+
+/// Weights of the blocks of one row.
+fn decode(format: WeightFormat, codes: &[u8], scale: impl Fn(usize) -> f32, buf: &mut [f32]) {
+    for (b, block) in buf.chunks_mut(QUANT_BLOCK).enumerate() {
+        let scale = scale(b);
+        let at = b * QUANT_BLOCK;
+        if format == WeightFormat::Q8 {
+            for (weight, &code) in block.iter_mut().zip(&codes[at..]) {
+                *weight = scale * f32::from(code as i8);
+            }
+        } else {
+            let values = TABLE.map(|v| scale * f32::from(v));
+            for (weights, bytes) in block.chunks_mut(8).zip(codes[at / 2..].as_chunks::<4>().0) {
+                for (k, weight) in weights.iter_mut().enumerate() {
+                    *weight = values[usize::from(bytes[k % 4] >> (4 * (k / 4)) & 15)];
+                }
+            }
+        }
+    }
+}
+
+/// Quantises a matrix. `row(o, buf)` fills `buf[..inputs]` with output row `o`; it is called once per row, from several threads.
+///
+/// The scales of q4 are searched for the least squared error, each input's counted by `importance`, its mean square in use
+/// (`E[x²]`, `[inputs]`), if that is known. The inputs in `outliers` (ascending) are kept as bfloat16. The result has the same
+/// bits for any number of threads and any instruction set.
+///
+/// # Panics
+/// If the format is not quantised, a weight is not finite (also as bfloat16, if an outlier), an importance is negative or not
+/// finite, or the outliers do not ascend below `inputs`: the caller has checked them.
+pub fn quantize(
+    cpu: &Cpu,
+    format: WeightFormat,
+    outputs: usize,
+    inputs: usize,
+    importance: Option<&[f32]>,
+    outliers: &[u32],
+    row: impl Fn(usize, &mut [f32]) + Sync,
+) -> Quantized {
+    assert!(outliers.is_sorted_by(|a, b| a < b), "outliers ascend");
+    assert!(outliers.last().is_none_or(|&last| (last as usize) < inputs), "outliers are inputs");
+    let importance = weigh(importance, inputs, outliers);
+    let (code_bytes, blocks, kept) = (code_bytes_of(format, inputs), blocks_of(inputs), outliers.len());
+    let fill = if format == WeightFormat::Q4 { NEAREST_ZERO * 0x11 } else { 0 };
+    let mut result = Quantized {
+        format,
+        outputs,
+        inputs,
+        codes: vec![fill; outputs * code_bytes],
+        scales: vec![0; outputs * blocks],
+        outliers: outliers.to_vec(),
+        outlier_weights: vec![0; outputs * kept],
+    };
+    // Some rows at a time, so that threads share the work evenly and buffers are made once per task.
+    let step = outputs.div_ceil(cpu.threads() * 8).max(1);
+    let mut codes = result.codes.chunks_mut((step * code_bytes).max(1));
+    let mut scales = result.scales.chunks_mut((step * blocks).max(1));
+    let mut weights = result.outlier_weights.chunks_mut((step * kept).max(1));
+    let parts: Vec<_> = (0..outputs.div_ceil(step))
+        .map(|_| {
+            Mutex::new(Part {
+                codes: codes.next().unwrap_or_default(),
+                scales: scales.next().unwrap_or_default(),
+                outlier_weights: weights.next().unwrap_or_default(),
+            })
+        })
+        .collect();
+    cpu.run(parts.len(), &|p| {
+        let mut part = parts[p].lock().expect("each task takes its own part");
+        let mut values = vec![0.0; inputs];
+        for (i, o) in (p * step..outputs.min((p + 1) * step)).enumerate() {
+            row(o, &mut values);
+            assert!(values.iter().all(|w| w.is_finite()), "weights are finite");
+            for (place, &input) in part.outlier_weights[i * kept..][..kept].iter_mut().zip(outliers) {
+                let weight = &mut values[input as usize];
+                *place = f32_to_bf16(*weight);
+                assert!(bf16_to_f32(*place).is_finite(), "outliers are finite as bfloat16");
+                // The importance is 0 there too, so it has no say.
+                *weight = 0.0;
+            }
+            let Part { codes, scales, .. } = &mut *part;
+            let scales = &mut scales[i * blocks..(i + 1) * blocks];
+            let codes = &mut codes[i * code_bytes..(i + 1) * code_bytes];
+            if format == WeightFormat::Q8 {
+                encode_q8(&values, codes, scales);
+            } else {
+                cpu.level().dispatch(EncodeQ4 { values: &values, importance: &importance, codes, scales });
+            }
+        }
+    });
+    drop(parts);
+    result
+}
+
+/// What one task writes.
+struct Part<'a> {
+    codes: &'a mut [u8],
+    scales: &'a mut [u16],
+    outlier_weights: &'a mut [u16],
+}
+
+/// How much each input counts: at most 1, so that no sum overflows, and 0 for outliers.
+fn weigh(importance: Option<&[f32]>, inputs: usize, outliers: &[u32]) -> Vec<f32> {
+    let mut weights = vec![1.0; inputs];
+    if let Some(given) = importance {
+        assert_eq!(given.len(), inputs, "an importance per input");
+        assert!(given.iter().all(|h| h.is_finite() && *h >= 0.0), "importances are numbers of at least 0");
+        let ordinary = |i: usize| outliers.binary_search(&(i as u32)).is_err();
+        let used = || given.iter().enumerate().filter(|(i, _)| ordinary(*i)).map(|(_, &h)| f64::from(h));
+        let (largest, mean) = (used().fold(0.0, f64::max), used().sum::<f64>() / inputs.max(1) as f64);
+        if largest > 0.0 {
+            let least = LEAST_IMPORTANCE * mean;
+            for (weight, &h) in weights.iter_mut().zip(given) {
+                *weight = ((f64::from(h) + least) / (largest + least)) as f32;
+            }
+        }
+    }
+    for &input in outliers {
+        weights[input as usize] = 0.0;
+    }
+    weights
+}
+
+fn largest_magnitude(block: &[f32]) -> f32 {
+    block.iter().fold(0.0, |most, w| f32::max(most, w.abs()))
+}
+
+/// The scale is the smallest that reaches the largest weight.
+fn encode_q8(values: &[f32], codes: &mut [u8], scales: &mut [u16]) {
+    let blocks = values.chunks(QUANT_BLOCK).zip(codes.chunks_mut(QUANT_BLOCK));
+    for ((block, codes), place) in blocks.zip(scales) {
+        let wanted = largest_magnitude(block) / 127.0;
+        let nearest = f32_to_bf16(wanted);
+        let up = if bf16_to_f32(nearest) < wanted { nearest + 1 } else { nearest };
+        *place = up.min(f32_to_bf16(LARGEST_SCALE));
+        let scale = bf16_to_f32(*place);
+        for (code, &w) in codes.iter_mut().zip(block) {
+            let v = if scale > 0.0 { (w / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
+            *code = v as i8 as u8;
+        }
+    }
+}
+
+/// Codes and scales of one row of q4.
+struct EncodeQ4<'a> {
+    values: &'a [f32],
+    importance: &'a [f32],
+    codes: &'a mut [u8],
+    scales: &'a mut [u16],
+}
+
+impl Op for EncodeQ4<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let blocks = self.values.chunks(QUANT_BLOCK).zip(self.importance.chunks(QUANT_BLOCK));
+        let places = self.codes.chunks_mut(QUANT_BLOCK / 2).zip(self.scales);
+        for ((values, importance), (codes, scale)) in blocks.zip(places) {
+            let most = largest_magnitude(values);
+            let Some(&extreme) = values.iter().find(|w| w.abs() == most && most > 0.0) else {
+                continue; // all zero: scale and codes are already
+            };
+            let mut block = Block { extreme, values: [0.0; QUANT_BLOCK], importance: [0.0; QUANT_BLOCK] };
+            block.importance[..importance.len()].copy_from_slice(importance);
+            for (part, w) in block.values.iter_mut().zip(values) {
+                *part = w / extreme;
+            }
+            *scale = block.search(isa);
+            block.write_codes(block.part_of(*scale), &mut codes[..4 * values.len().div_ceil(8)]);
+        }
+    }
+}
+
+/// A block in units of its extreme weight, so that nothing overflows or vanishes.
+struct Block {
+    extreme: f32,
+    values: [f32; QUANT_BLOCK],
+    importance: [f32; QUANT_BLOCK],
+}
+
+/// What a scale does to a block.
+#[derive(Clone, Copy)]
+struct Fit {
+    error: f32,
+    /// For the same codes, the scale of least error.
+    better: f32,
+}
+
+impl Block {
+    /// The scale in units of the extreme weight.
+    fn part_of(&self, scale: u16) -> f32 {
+        bf16_to_f32(scale) / self.extreme
+    }
+
+    /// The nearest scale that can be stored.
+    fn stored(&self, part: f32) -> u16 {
+        f32_to_bf16((part * self.extreme).clamp(-LARGEST_SCALE, LARGEST_SCALE))
+    }
+
+    /// From several scales, each improved once for the codes that it leads to: the one of least error.
+    #[inline(always)]
+    fn search<I: Isa>(&self, isa: I) -> u16 {
+        let mut best = (f32::INFINITY, 0);
+        let mut consider = |scale: u16| {
+            let fit = self.fit(isa, self.part_of(scale));
+            if fit.error < best.0 {
+                best = (fit.error, scale);
+            }
+            fit
+        };
+        for start in STARTS {
+            for sign in [-1.0, 1.0] {
+                let first = consider(self.stored(sign * start / 127.0));
+                if first.better.is_finite() {
+                    consider(self.stored(first.better));
+                }
+            }
+        }
+        best.1
+    }
+
+    #[inline(always)]
+    fn fit<I: Isa>(&self, isa: I, part: f32) -> Fit {
+        let inverse = isa.splat(inverse(part));
+        let part = isa.splat(part);
+        let zero = isa.splat(0.0);
+        let (mut error, mut wv, mut vv) = (zero, zero, zero);
+        let (values, importance) = (self.values.as_chunks::<LANES>().0, self.importance.as_chunks::<LANES>().0);
+        for (w, h) in values.iter().zip(importance) {
+            let (w, h) = (isa.load(w), isa.load(h));
+            let u = isa.mul(w, inverse);
+            let mut v = isa.splat(f32::from(TABLE[0]));
+            for (border, upper) in BORDERS.iter().zip(&TABLE[1..]) {
+                v = isa.select_ge(u, isa.splat(*border), isa.splat(f32::from(*upper)), v);
+            }
+            let off = isa.sub(w, isa.mul(part, v));
+            error = isa.add(error, isa.mul(h, isa.mul(off, off)));
+            let hv = isa.mul(h, v);
+            wv = isa.add(wv, isa.mul(hv, w));
+            vv = isa.add(vv, isa.mul(hv, v));
+        }
+        let sum = |lanes| isa.to_array(lanes).iter().sum::<f32>();
+        Fit { error: sum(error), better: sum(wv) / sum(vv) }
+    }
+
+    /// The nearest codes. `codes` holds four bytes per eight inputs; what lies beyond the last input is 0 here.
+    fn write_codes(&self, part: f32, codes: &mut [u8]) {
+        let inverse = inverse(part);
+        let code = |i: usize| {
+            if self.importance[i] == 0.0 && self.values[i] == 0.0 {
+                return NEAREST_ZERO;
+            }
+            BORDERS.iter().filter(|&&border| self.values[i] * inverse >= border).count() as u8
+        };
+        for (g, bytes) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            for (k, byte) in bytes.iter_mut().enumerate() {
+                *byte = code(8 * g + k) | code(8 * g + 4 + k) << 4;
+            }
+        }
+    }
+}
+
+/// `1 / part`; 0 where the scale was too small for a bfloat16.
+#[inline(always)]
+fn inverse(part: f32) -> f32 {
+    if part == 0.0 { 0.0 } else { 1.0 / part }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, assert_same_bits};
+    use crate::{Level, for_each_isa};
+    use proptest::prelude::*;
+
+    const FORMATS: [WeightFormat; 2] = [WeightFormat::Q8, WeightFormat::Q4];
+
+    fn of_values(format: WeightFormat, inputs: usize, importance: Option<&[f32]>, values: &[f32]) -> Quantized {
+        let cpu = Cpu::new(Level::best(), 1);
+        quantize(&cpu, format, values.len() / inputs, inputs, importance, &[], |o, row| {
+            row.copy_from_slice(&values[o * inputs..][..inputs]);
+        })
+    }
+
+    fn back(matrix: &Quantized) -> Vec<f32> {
+        let mut values = vec![f32::NAN; matrix.outputs * matrix.inputs];
+        for (o, row) in values.chunks_mut(matrix.inputs).enumerate() {
+            matrix.row_to_f32(o, row);
+        }
+        values
+    }
+
+    /// Twelve uniform numbers make a nearly normal one.
+    fn normal(rng: &mut Rng, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (0..12).map(|_| rng.unit()).sum::<f32>() / 2.0).collect()
+    }
+
+    const CELLS: usize = 2 * 127;
+
+    /// The source that `TABLE` is made for: the share of each cell of width 1 of [-127, 127].
+    fn source() -> [f64; CELLS] {
+        const STEP: f64 = 0.005;
+        let density = |x: f64| (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
+        let mut cells = [0.0; CELLS];
+        // The share of a normal number's magnitudes below the extreme.
+        let mut below = 0.0;
+        for i in 0..1400 {
+            let extreme = (f64::from(i) + 0.5) * STEP;
+            below += density(extreme) * STEP; // twice the density, half of this step ..
+            // Of 64 numbers one is the extreme, the 63 others are normal below it. Errors count by its square.
+            let weight = 64.0 * below.powi(63) * 2.0 * density(extreme) * STEP * extreme.powi(2);
+            for (cell, share) in cells.iter_mut().enumerate() {
+                let u = cell as f64 + 0.5 - 127.0;
+                *share += weight * density(u * extreme / 127.0) * extreme / below;
+            }
+            below += density(extreme) * STEP; // .. and the other half
+        }
+        cells
+    }
+
+    #[test]
+    fn the_table_is_the_quantiser_of_least_error() {
+        let source = source();
+        // Share and mean of what lies between two places, the density within a cell being constant.
+        let between = |from: f64, to: f64| {
+            let (mut mass, mut sum) = (0.0, 0.0);
+            for cell in from.floor() as i64..to.ceil() as i64 {
+                let (a, b) = (from.max(cell as f64), to.min(cell as f64 + 1.0));
+                let share = source[(cell + 127) as usize] * (b - a);
+                mass += share;
+                sum += share * (a + b) / 2.0;
+            }
+            sum / mass
+        };
+        let mut table: Vec<f64> = (0..16).map(|i| -127.0 + 16.0 * f64::from(i)).collect();
+        // Lloyd's iteration: each level moves to the mean of what is nearest to it; the first stays at the extreme.
+        for _ in 0..1000 {
+            let border = |i: usize| if i == 15 { 127.0 } else { (table[i] + table[i + 1]) / 2.0 };
+            let moved: Vec<f64> = (1..16).map(|i| between(border(i - 1), border(i))).collect();
+            table[1..].copy_from_slice(&moved);
+        }
+        let rounded: Vec<i8> = table.iter().map(|v| v.round() as i8).collect();
+        assert_eq!(rounded, TABLE, "{table:.2?}");
+    }
+
+    #[test]
+    fn normal_weights_lose_what_four_and_eight_bits_must() {
+        let values = normal(&mut Rng(1), 64 * 500);
+        let power: f64 = values.iter().map(|&w| f64::from(w).powi(2)).sum();
+        for (format, least, most) in [(WeightFormat::Q4, 0.005, 0.0068), (WeightFormat::Q8, 1e-5, 4e-5)] {
+            let found = back(&of_values(format, 64, None, &values));
+            let error: f64 = values.iter().zip(&found).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
+            assert!((least..most).contains(&(error / power)), "{format:?}: {}", error / power);
+        }
+    }
+
+    #[test]
+    fn important_inputs_are_kept_better() {
+        let values = normal(&mut Rng(2), 64 * 200);
+        let importance: Vec<f32> = (0..64).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+        let error = |found: &[f32]| -> f64 {
+            let each = values.iter().zip(found).enumerate();
+            each.map(|(i, (&a, &b))| f64::from(importance[i % 64]) * f64::from(a - b).powi(2)).sum()
+        };
+        let plain = error(&back(&of_values(WeightFormat::Q4, 64, None, &values)));
+        let weighed = error(&back(&of_values(WeightFormat::Q4, 64, Some(&importance), &values)));
+        assert!(weighed < 0.8 * plain, "{weighed} of {plain}");
+        // A model may leave inputs unused altogether.
+        let unused = back(&of_values(WeightFormat::Q4, 64, Some(&[0.0; 64]), &values));
+        assert_eq!(error(&unused), plain);
+    }
+
+    #[test]
+    fn outliers_are_kept_apart_from_the_blocks() {
+        let inputs = 150;
+        let cpu = Cpu::new(Level::best(), 2);
+        let mut values = Rng(3).vec(40 * inputs);
+        let outliers = [0, 3, 64, 149];
+        for row in values.chunks_mut(inputs) {
+            outliers.iter().for_each(|&i| row[i as usize] *= 1000.0);
+        }
+        for format in FORMATS {
+            let row = |o: usize, row: &mut [f32]| row.copy_from_slice(&values[o * inputs..][..inputs]);
+            let matrix = quantize(&cpu, format, 40, inputs, None, &outliers, row);
+            for (i, (&found, &value)) in back(&matrix).iter().zip(&values).enumerate() {
+                if outliers.contains(&((i % inputs) as u32)) {
+                    assert_eq!(found, bf16_to_f32(f32_to_bf16(value)));
+                } else {
+                    assert!((found - value).abs() < 0.15, "{format:?} {i}: {value} became {found}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_instruction_sets_change_no_bit() {
+        for (outputs, inputs) in [(1, 1), (3, 64), (37, 65), (100, 200), (0, 5), (5, 0)] {
+            let values = Rng(4).vec(outputs * inputs);
+            let importance: Vec<f32> = Rng(5).vec(inputs).iter().map(|h| h.abs()).collect();
+            let outliers: &[u32] = if inputs > 60 { &[7, 60] } else { &[] };
+            for format in FORMATS {
+                let of = |level, threads| {
+                    let cpu = Cpu::new(level, threads);
+                    quantize(&cpu, format, outputs, inputs, Some(&importance), outliers, |o, row| {
+                        row.copy_from_slice(&values[o * inputs..][..inputs]);
+                    })
+                };
+                let wanted = of(Level::best(), 1);
+                for_each_isa(|level| {
+                    for threads in [1, 2, 3] {
+                        assert_eq!(of(level, threads), wanted, "{} {threads}", level.name());
+                    }
+                });
+                assert_view_is_equal(&wanted);
+            }
+        }
+    }
+
+    fn assert_view_is_equal(matrix: &Quantized) {
+        let little = |numbers: &[u16]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+        let (scales, outlier_weights) = (little(&matrix.scales), little(&matrix.outlier_weights));
+        let view = QuantizedView {
+            format: matrix.format,
+            outputs: matrix.outputs,
+            inputs: matrix.inputs,
+            codes: &matrix.codes,
+            scales: &scales,
+            outliers: &matrix.outliers,
+            outlier_weights: &outlier_weights,
+        };
+        let (mut one, mut other) = (vec![f32::NAN; matrix.inputs], vec![f32::NAN; matrix.inputs]);
+        for o in 0..matrix.outputs {
+            matrix.row_to_f32(o, &mut one);
+            view.row_to_f32(o, &mut other);
+            assert_same_bits(&one, &other, "view");
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros_and_fill_the_end_of_a_row() {
+        for format in FORMATS {
+            let mut values = vec![0.0; 70];
+            values[1] = -0.0;
+            let matrix = of_values(format, 70, None, &values);
+            assert!(back(&matrix).iter().all(|&w| w == 0.0));
+            assert_eq!(matrix.scales, [0, 0]);
+            values[65] = -3.0;
+            let matrix = of_values(format, 70, None, &values);
+            let found = back(&matrix);
+            assert!((found[65] + 3.0).abs() < 0.01, "{}", found[65]);
+            assert!(found[66..].iter().all(|w| w.abs() < 0.06));
+        }
+        let matrix = of_values(WeightFormat::Q4, 70, None, &[1.0; 70]);
+        // Inputs 64 to 69, and two places beyond them.
+        assert_eq!(matrix.codes[32..], [0x00, 0x00, 0x80, 0x80]);
+    }
+
+    #[test]
+    #[should_panic(expected = "weights are finite")]
+    fn weights_that_are_not_finite_are_the_callers_mistake() {
+        of_values(WeightFormat::Q8, 2, None, &[1.0, f32::NAN]);
+    }
+
+    /// Any finite number: usual ones, subnormals, the largest, both zeros.
+    fn weight() -> impl Strategy<Value = f32> {
+        prop_oneof![4 => -1.0f32..1.0, 1 => any::<f32>().prop_filter("finite", |w| w.is_finite()), 1 => Just(0.0), 1 => Just(-0.0)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 5 } else { 400 }))]
+
+        #[test]
+        fn eight_bits_are_off_by_half_a_step_at_most(values in prop::collection::vec(weight(), 1..150)) {
+            let matrix = of_values(WeightFormat::Q8, values.len(), None, &values);
+            for (block, (values, found)) in values.chunks(64).zip(back(&matrix).chunks(64)).enumerate() {
+                let scale = bf16_to_f32(matrix.scales[block]);
+                let most = largest_magnitude(values);
+                prop_assert!(is_valid_scale(scale) && scale >= 0.0);
+                prop_assert!(f64::from(scale) <= f64::from(most) / 127.0 * 1.008 + 1e-40);
+                for (&w, &q) in values.iter().zip(found) {
+                    // Beyond 127 times the largest scale there is nothing.
+                    let bound = if scale == LARGEST_SCALE { 0.501 + 0.5 } else { 0.501 };
+                    prop_assert!((f64::from(w) - f64::from(q)).abs() <= bound * f64::from(scale), "{w} became {q}");
+                }
+            }
+            prop_assert!(matrix.codes.iter().all(|&code| code != 0x80));
+        }
+
+        #[test]
+        fn four_bits_are_no_worse_than_the_nearest_values_for_the_plain_scale(
+            values in prop::collection::vec(weight(), 1..150)
+        ) {
+            let matrix = of_values(WeightFormat::Q4, values.len(), None, &values);
+            for (b, (values, found)) in values.chunks(64).zip(back(&matrix).chunks(64)).enumerate() {
+                let most = largest_magnitude(values);
+                let extreme = values.iter().copied().find(|w| w.abs() == most).unwrap_or(0.0);
+                let plain = f32_to_bf16((extreme / -127.0).clamp(-LARGEST_SCALE, LARGEST_SCALE));
+                prop_assert!(is_valid_scale(bf16_to_f32(matrix.scales[b])));
+                let scale = f64::from(bf16_to_f32(plain));
+                // In units of the extreme, as the sums in f64 would overflow.
+                let square = |a: f64, b: f64| ((a - b) / f64::from(extreme)).powi(2);
+                let nearest = |w: f64| TABLE.iter().map(|&v| square(w, scale * f64::from(v))).fold(f64::INFINITY, f64::min);
+                let wanted: f64 = values.iter().map(|&w| nearest(f64::from(w))).sum();
+                let error: f64 = values.iter().zip(found).map(|(&w, &q)| square(f64::from(w), f64::from(q))).sum();
+                prop_assert!(extreme == 0.0 || error <= wanted * 1.0001 + 1e-5, "{error} {wanted}");
+            }
+        }
+    }
+}
