@@ -56,8 +56,8 @@ format: $(VENV)/dev ## Format all code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/built $(VENV)/dev ## Measure decode and prefill beside what the machine gives
-	$(BIN)/python benches/decode.py
+bench: $(VENV)/built $(VENV)/dev ## Measure speed and memory, roughly, in a few minutes
+	for name in decode prefill verify batch load contention; do $(BIN)/python benches/$$name.py --quick || exit; done
 
 # Apart from the environment, because PyTorch brings another NVRTC under the same name.
 TOOLS := $(VENV)/kernel-tools

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from decode import cpu_name
+from harness import cpu_name
 
 import spikelet
 from spikelet.training import SpikeGPT, SpikeGPTConfig, ops

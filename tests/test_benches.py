@@ -1,0 +1,165 @@
+"""The benchmarks' arithmetic: statistics, bytes, models of a chosen density. Nothing is timed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spikelet
+
+BENCHES = Path(__file__).parent.parent / "benches"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a benchmark by name, as its neighbours do."""
+    import sys
+
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHES)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).parent == BENCHES:
+            del sys.modules[name]
+
+
+def holds(n: int, cut: int) -> float:
+    """Probability that the median lies between the order statistics `cut` and `n - 1 - cut`."""
+    return 1 - 2 * sum(math.comb(n, i) for i in range(cut + 1)) / 2**n
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 9, 12, 20])
+def test_intervals_hold_the_median_as_often_as_they_say(bench: Any, n: int) -> None:
+    low, high = bench("harness").median_interval([float(i) for i in reversed(range(n))])
+    cut = int(low)
+    assert high == n - 1 - cut
+    assert holds(n, cut) >= 0.95 or cut == 0
+    assert holds(n, cut + 1) < 0.95
+
+
+def test_ratios_are_taken_round_by_round(bench: Any) -> None:
+    harness = bench("harness")
+    # The machine became ten times as slow: the ratio did not change.
+    found = harness.ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0])
+    assert (found.median, found.low, found.high, found.rounds) == (2.0, 2.0, 2.0, 3)
+
+
+def test_rounds_rotate_and_the_first_does_not_count(bench: Any) -> None:
+    harness = bench("harness")
+    order: list[str] = []
+    works = {name: lambda n=name: (order.append(n), float(len(order)))[1] for name in "abc"}
+    found = harness.alternate(works, 3)
+    assert "".join(order) == "abcbcacababc"
+    assert found == {"a": [6.0, 8.0, 10.0], "b": [4.0, 9.0, 11.0], "c": [5.0, 7.0, 12.0]}
+
+
+def test_bytes_of_a_step_leave_out_rows_of_zeros(bench: Any) -> None:
+    shapes = bench("shapes")
+    shape = shapes.Shape("tiny", "rwkv4", 2, 8, 20)
+    blocks, head, value = 2 * 13 * 64, 160, 2 * 4 * 64
+    assert shape.weights_read == blocks + head
+    assert shapes.bytes_read(shape, "f32", 1.0) == 4 * (blocks + head)
+    assert shapes.bytes_read(shape, "bf16", 0.25) == 2 * (blocks + head - 0.75 * value)
+    # Two tokens leave a row unread only if both have a zero there.
+    assert shapes.bytes_read(shape, "bf16", 0.25, 2) == 2 * (blocks + head - 0.5625 * value)
+    q4 = blocks * (0.5 + 2 / 64) + head * (1 + 2 / 64)
+    assert shapes.bytes_read(shape, "q4", 1.0) == pytest.approx(q4)
+
+
+@pytest.mark.parametrize("model_type", ["rwkv4", "spikegpt"])
+def test_models_have_the_density_that_was_asked_for(
+    bench: Any, tmp_path: Path, model_type: str
+) -> None:
+    shapes = bench("shapes")
+    shape = shapes.Shape("tiny", model_type, 3, 96, 300)
+    folder = shapes.write_random(shape, tmp_path / "model", 0.30)
+    ids = np.random.default_rng(5).integers(0, 300, 400).tolist()
+    density = spikelet.load(folder, threads=1).trace(ids).relu2_density[:, 1:].mean(axis=1)
+    assert np.abs(density - 0.30).max() < shapes.TOLERANCE
+    plain = shapes.write_random(shape, tmp_path / "plain", None)
+    assert np.abs(shapes.densities(plain, shape) - 0.5).max() < 0.1
+
+
+def test_a_tensor_is_overwritten_in_place_and_only_as_it_is(bench: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shapes = bench("shapes")
+    file = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(3, np.float32), "b": np.ones((2, 2), np.float32)}, file)
+    shapes.overwrite(file, "a", np.array([1, 2, 3], np.float32))
+    assert load_file(file)["a"].tolist() == [1, 2, 3]
+    assert (load_file(file)["b"] == 1).all()
+    with pytest.raises(ValueError, match=r"model\.safetensors: b is .*\[2, 2\]"):
+        shapes.overwrite(file, "b", np.zeros(3, np.float32))
+
+
+def test_a_model_is_made_once(bench: Any, tmp_path: Path, capsys: Any) -> None:
+    shapes = bench("shapes")
+    shape = shapes.Shape("tiny", "rwkv4", 2, 64, 50)
+    folder = shapes.model_folder(shape, tmp_path)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert "tiny: made; relu² density 0." in capsys.readouterr().out
+    assert shapes.model_folder(shape, tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert capsys.readouterr().out == ""
+
+
+def test_a_format_that_the_engine_lacks_is_left_out_with_a_line(
+    bench: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = bench("harness")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise spikelet.UnsupportedError("dtype is not supported\nmore")
+
+    monkeypatch.setattr(spikelet, "load", refuse)
+    assert harness.load(Path("x"), "q8", 1) is None
+    assert harness.load(Path("x"), "q8", 1) is None
+    assert capsys.readouterr().out == "q8 left out: dtype is not supported\n"
+
+
+def test_results_are_written_with_the_machine(bench: Any, tmp_path: Path) -> None:
+    harness = bench("harness")
+    args = harness.parser("doc").parse_args(["--quick", "--json", str(tmp_path / "r.json")])
+    plan = harness.Plan.of("decode", args)
+    assert [shape.name for shape in plan.shapes] == ["RWKV-4-169M", "RWKV-4-430M", "SpikeGPT-216M"]
+    plan.save([{"x": 1.23456789, "y": [{"z": 2}]}])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rows"] == [{"x": 1.235, "y": [{"z": 2}]}]
+    assert found["machine"]["cores"] >= 1
+    assert str(Path.home()) not in json.dumps(found)
+    # A quick run leaves the kept results alone.
+    assert harness.Plan.of("decode", harness.parser("doc").parse_args(["--quick"])).json is None
+    with pytest.raises(SystemExit, match=r"'q9' is none of f32"):
+        harness.Plan.of("decode", harness.parser("doc").parse_args(["--formats", "q9"]))
+
+
+def test_the_bound_of_a_pass_is_memory_or_arithmetic(bench: Any) -> None:
+    verify, shapes, harness = bench("verify"), bench("shapes"), bench("harness")
+    shape = shapes.Shape("tiny", "rwkv4", 2, 8, 20)
+    given = {harness.READ: 1.0, harness.FMA: 1e9}
+    by_memory = verify.bound(shape, "f32", 0.3, 8, given)
+    assert by_memory == pytest.approx(shapes.bytes_read(shape, "f32", 0.3, 8) / 1e9)
+    given = {harness.READ: 1e9, harness.FMA: 1.0}
+    dense = verify.bound(shape, "f32", 1.0, 8, given)
+    assert dense == pytest.approx(2 * 8 * shape.weights_read / 1e9)
+    # No int8 peak was measured: memory it is.
+    assert verify.bound(shape, "q8", 1.0, 8, given) < dense / 1e6
+
+
+def test_plots_are_the_same_for_the_same_results(bench: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plots = bench("plots")
+    for name in ("a.svg", "b.svg"):
+        plots.bars(tmp_path / name, ["x", "y"], {"f32": [1.0, None], "q8": [2.0, 3.0]}, "u", "t")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    plots.lines(tmp_path / "c.svg", {"f32": ([1, 2], [3, 4], "o-")}, ("a", "b"), "t", log=True)
+    assert (tmp_path / "c.svg").read_text().startswith("<?xml")
