@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{PassRow, Runner};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::model::{Activations, Model, Pass, StateBuffers, Trace};
+use crate::model::{Activations, Model, Observer, Pass, StateBuffers, Trace};
 use crate::state::{Slot, StatePool};
 
 /// Most tokens of a pass: enough for the matrix kernels to reach their peak, few enough for the activations of large
@@ -37,10 +37,18 @@ impl CpuRunner {
     /// # Errors
     /// [`Error::TokenId`] for an id outside the vocabulary.
     pub fn forward_traced(&mut self, row: PassRow<'_>, trace: &mut Trace) -> Result<()> {
-        self.pass(&[row], Some(trace))
+        self.pass(&[row], Some(trace), None)
     }
 
-    fn pass(&mut self, rows: &[PassRow<'_>], trace: Option<&mut Trace>) -> Result<()> {
+    /// Like [`forward`](Runner::forward), and lets `observer` see what the matrices are multiplied with.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`] for an id outside the vocabulary.
+    pub fn forward_observed(&mut self, row: PassRow<'_>, observer: &mut Observer) -> Result<()> {
+        self.pass(&[row], None, Some(observer))
+    }
+
+    fn pass(&mut self, rows: &[PassRow<'_>], trace: Option<&mut Trace>, observer: Option<&mut Observer>) -> Result<()> {
         self.check(rows)?;
         self.logits.clear();
         if rows.is_empty() {
@@ -48,6 +56,9 @@ impl CpuRunner {
         }
         let Self { model, states, act, state_buffers, logits } = self;
         let mut pass = Pass::new(model.cpu(), rows, states, state_buffers, trace);
+        if let Some(observer) = observer {
+            pass = pass.observed_by(observer);
+        }
         model.architecture().forward(&mut pass, act, logits);
         Ok(())
     }
@@ -107,7 +118,7 @@ impl Runner for CpuRunner {
     }
 
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
-        self.pass(rows, None)
+        self.pass(rows, None, None)
     }
 
     fn logits(&self) -> &[f32] {

@@ -1,6 +1,7 @@
 //! Architectures, one file each, and what they share: how weights come in and how a pass runs.
 
 mod loader;
+mod observer;
 mod pass;
 mod rwkv4;
 mod spikegpt;
@@ -9,8 +10,9 @@ mod trace;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use spikelet_simd::{Cpu, Level, WeightFormat, physical_cores};
+use spikelet_simd::{Cpu, Level, Matrix, WeightFormat, physical_cores};
 
+pub use self::observer::{InputStatistics, Observer};
 pub use self::pass::{Activations, Pass, StateBuffers};
 pub use self::trace::Trace;
 
@@ -29,7 +31,13 @@ pub trait Architecture: Send + Sync {
 
     /// Bytes of packed weights.
     fn weight_bytes(&self) -> usize;
+
+    /// Every matrix that tokens are multiplied with.
+    fn matrices(&self) -> Matrices<'_>;
 }
+
+/// Matrices by the names of their tensors.
+pub type Matrices<'a> = Vec<(String, &'a Matrix)>;
 
 /// Choices made when a model is loaded.
 #[derive(Clone, Debug, Default)]

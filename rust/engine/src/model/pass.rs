@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use spikelet_simd::{Cpu, Matrix};
 
+use super::observer::Observer;
 use super::trace::Trace;
 use crate::backend::{LogitsWanted, PassRow};
 use crate::state::StatePool;
@@ -80,6 +81,7 @@ pub struct Pass<'a> {
     states: &'a mut StatePool,
     buffers: &'a mut StateBuffers,
     trace: Option<&'a mut Trace>,
+    observer: Option<&'a mut Observer>,
     n: usize,
     /// Whether some row keeps a state per token, or a trace wants them.
     every_state: bool,
@@ -98,7 +100,12 @@ impl<'a> Pass<'a> {
         buffers.lens.extend(rows.iter().map(|row| row.tokens.len()));
         let n = buffers.lens.iter().sum();
         let every_state = trace.is_some() || rows.iter().any(|row| row.keep.len() > 1);
-        Self { cpu, rows, states, buffers, trace, n, every_state }
+        Self { cpu, rows, states, buffers, trace, observer: None, n, every_state }
+    }
+
+    /// Lets an observer see what every matrix is multiplied with.
+    pub fn observed_by(self, observer: &'a mut Observer) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 
     /// Number of tokens in the pass.
@@ -112,8 +119,22 @@ impl<'a> Pass<'a> {
     }
 
     /// `y[n][outputs] = x[n][inputs] · Wᵀ`.
-    pub fn linear(&self, w: &Matrix, x: &[f32], y: &mut [f32]) {
+    pub fn linear(&mut self, w: &Matrix, x: &[f32], y: &mut [f32]) {
+        self.observe(w, x);
         self.cpu.matmul(w, x, self.n, y);
+    }
+
+    /// The same where many inputs are zero in all tokens.
+    pub fn linear_sparse(&mut self, w: &Matrix, x: &[f32], y: &mut [f32]) {
+        self.observe(w, x);
+        self.cpu.matmul_sparse(w, x, self.n, y);
+    }
+
+    /// Tells an observer what `w` is multiplied with. Every product goes through here.
+    pub fn observe(&mut self, w: &Matrix, x: &[f32]) {
+        if let Some(observer) = self.observer.as_deref_mut() {
+            observer.note(w, x);
+        }
     }
 
     /// Token shift: `prev[t] = x[t - 1]` within each row, the state's value before the first token of a row. The state

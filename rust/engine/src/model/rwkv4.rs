@@ -10,13 +10,18 @@ use std::ops::Range;
 
 use spikelet_simd::Matrix;
 
-use super::Architecture;
 use super::loader::{Embedding, LayerNorm, Loader};
 use super::pass::{Activations, Pass, prepare};
+use super::{Architecture, Matrices};
 use crate::error::Result;
 
 /// Before the first token no key has been seen: a maximum that every key exceeds, whose exponential is zero.
 const NO_KEY_YET: f32 = -1e38;
+
+/// `{prefix}.{name}.weight` for each name.
+fn named<'a, const N: usize>(prefix: &str, matrices: [(&str, &'a Matrix); N]) -> Matrices<'a> {
+    matrices.map(|(name, matrix)| (format!("{prefix}.{name}.weight"), matrix)).into()
+}
 
 /// r, k, v from the shifted input; `output(sigmoid(r) * wkv(k, v))` (equations 11 to 18).
 pub struct TimeMix {
@@ -62,6 +67,12 @@ impl TimeMix {
         })
     }
 
+    /// The matrices and their tensors' names.
+    pub fn matrices(&self, prefix: &str) -> Matrices<'_> {
+        let Self { key, value, receptance, output, .. } = self;
+        named(prefix, [("key", key), ("value", value), ("receptance", receptance), ("output", output)])
+    }
+
     /// From `act.xn` to `act.out`.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations) {
         let Activations { xn, prev, mixed, k, v, r, y, out, .. } = act;
@@ -105,6 +116,11 @@ impl ChannelMix {
         })
     }
 
+    /// The matrices and their tensors' names.
+    pub fn matrices(&self, prefix: &str) -> Matrices<'_> {
+        named(prefix, [("key", &self.key), ("receptance", &self.receptance), ("value", &self.value)])
+    }
+
     /// From `act.xn` to `act.out`. `layer` is for a trace; block 0 of SpikeGPT's ffnPre form has two of these and
     /// traces the second.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, layer: Option<usize>) {
@@ -118,7 +134,7 @@ impl ChannelMix {
             pass.note_relu_squared(layer, wide);
         }
         // More than half of `wide` is exactly zero in trained models: those rows of `value` are not read.
-        cpu.matmul_sparse(&self.value, wide, n, out);
+        pass.linear_sparse(&self.value, wide, out);
         cpu.token_mix(xn, prev, n, &self.mix_r, mixed);
         pass.linear(&self.receptance, mixed, r);
         cpu.sigmoid_mul(r, out);
@@ -137,6 +153,11 @@ impl Head {
         Ok(Self { ln_out: loader.layer_norm("ln_out")?, head: loader.linear("head.weight", vocab, d, 1.0)? })
     }
 
+    /// The matrix and its tensor's name.
+    pub fn matrices(&self) -> Matrices<'_> {
+        vec![("head.weight".into(), &self.head)]
+    }
+
     /// From `act.x` to `logits`.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>) {
         let lines = pass.wanted_lines(&act.x, &mut act.mixed);
@@ -144,6 +165,7 @@ impl Head {
         if lines > 0 {
             let normed = &mut act.xn[..act.mixed.len()];
             self.ln_out.apply(pass.cpu, &act.mixed, lines, normed);
+            pass.observe(&self.head, normed);
             pass.cpu.matmul(&self.head, normed, lines, logits);
         }
     }
@@ -237,6 +259,14 @@ impl Architecture for Rwkv4 {
 
     fn weight_bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn matrices(&self) -> Matrices<'_> {
+        let blocks = self.blocks.iter().enumerate().flat_map(|(i, block)| {
+            let ffn = block.ffn.matrices(&format!("blocks.{i}.ffn"));
+            block.att.matrices(&format!("blocks.{i}.att")).into_iter().chain(ffn)
+        });
+        blocks.chain(self.head.matrices()).collect()
     }
 }
 

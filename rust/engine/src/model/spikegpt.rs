@@ -13,10 +13,10 @@
 //! - `rescale_every` repeats what the authors' inference script does and their training code does not: it moves the
 //!   neurons' inputs away from the threshold they were trained with. It is off unless asked for.
 
-use super::Architecture;
 use super::loader::{Embedding, LayerNorm, Loader};
 use super::pass::{Activations, Neurons, Pass};
 use super::rwkv4::{ChannelMix, Head, Rescale, TimeMix};
+use super::{Architecture, Matrices};
 use crate::config::{Neuron, SpikeVariant};
 use crate::error::Result;
 
@@ -154,5 +154,16 @@ impl Architecture for SpikeGpt {
 
     fn weight_bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn matrices(&self) -> Matrices<'_> {
+        let blocks = self.blocks.iter().enumerate().flat_map(|(i, block)| {
+            let first = match &block.first {
+                First::TimeMix(att) => att.matrices(&format!("blocks.{i}.att")),
+                First::ChannelMix(ffn_pre) => ffn_pre.matrices(&format!("blocks.{i}.ffnPre")),
+            };
+            first.into_iter().chain(block.ffn.matrices(&format!("blocks.{i}.ffn")))
+        });
+        blocks.chain(self.head.matrices()).collect()
     }
 }
