@@ -10,7 +10,8 @@ use std::time::Instant;
 
 const MEMORY: usize = 256 << 20;
 const SHAPES: [(usize, usize); 4] = [(768, 768), (3072, 768), (768, 3072), (50277, 768)];
-const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
+const FORMATS: [WeightFormat; 5] =
+    [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8, WeightFormat::Q4];
 const TOKENS: [usize; 5] = [1, 2, 3, 4, 8];
 const PREFILL: usize = 512;
 

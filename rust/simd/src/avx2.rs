@@ -3,15 +3,19 @@
 use crate::{Isa, LANES, Op};
 use std::arch::x86_64::*;
 
-/// Proof that this processor has AVX2, FMA and F16C.
+/// Proof that this processor has AVX2, FMA and F16C, with `VNNI` also the dot products of bytes in their AVX form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
 /// Lanes 0..8 and 8..16.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair(__m256, __m256);
 
-impl Avx2 {
+/// The same for integers.
+#[derive(Clone, Copy)]
+pub(crate) struct PairN(__m256i, __m256i);
+
+impl Avx2<false> {
     /// The features tested here are exactly those enabled in `enter_enabled`.
     pub(crate) fn new() -> Option<Self> {
         let has =
@@ -31,6 +35,29 @@ impl Avx2 {
     }
 }
 
+impl Avx2<true> {
+    /// As above.
+    pub(crate) fn new() -> Option<Self> {
+        Avx2::<false>::new().filter(|_| is_x86_feature_detected!("avxvnni")).map(|_| Avx2(()))
+    }
+
+    /// The same processor, for operations without integers.
+    pub(crate) fn without_vnni(self) -> Avx2<false> {
+        Avx2(())
+    }
+
+    #[inline]
+    pub(crate) fn enter<O: Op>(self, op: O) -> O::Output {
+        // SAFETY: `self` exists, so `new` has seen every feature that the callee enables.
+        unsafe { self.enter_enabled(op) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    fn enter_enabled<O: Op>(self, op: O) -> O::Output {
+        op.run(self)
+    }
+}
+
 /// Calls intrinsics that need no more than the features `Avx2::new` tests.
 macro_rules! avx2 {
     ($($body:tt)*) => {
@@ -39,11 +66,30 @@ macro_rules! avx2 {
     };
 }
 
-impl Isa for Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
+    #[inline(always)]
+    fn dot4_half(self, n: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        avx2! {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(n, w, x);
+            }
+            // |w| has no sign, x takes that of w: two products of at most 127 * 127 fit 16 bits.
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi32(n, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type V = Pair;
+    type N = PairN;
+    /// With VNNI as stored, plus 128; else signed.
+    type Q = PairN;
 
     const TILE_VECTORS: usize = 1;
     const TILE_TOKENS: usize = 6;
+    const DOT_TOKENS: usize = 4;
+    const DOT_OFFSET: i32 = if VNNI { 128 } else { 0 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
@@ -69,6 +115,23 @@ impl Isa for Avx2 {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(8).cast()));
             Pair(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+    #[inline(always)]
+    fn load_bf16_low(self, x: &[[u8; 4]; LANES]) -> Pair {
+        avx2! {
+            let low = _mm256_slli_epi32::<16>(_mm256_loadu_si256(x.as_ptr().cast()));
+            let high = _mm256_slli_epi32::<16>(_mm256_loadu_si256(x.as_ptr().add(8).cast()));
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn load_bf16_high(self, x: &[[u8; 4]; LANES]) -> Pair {
+        avx2! {
+            let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            let low = _mm256_and_si256(_mm256_loadu_si256(x.as_ptr().cast()), upper);
+            let high = _mm256_and_si256(_mm256_loadu_si256(x.as_ptr().add(8).cast()), upper);
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]
@@ -136,6 +199,53 @@ impl Isa for Avx2 {
             let high = _mm256_add_epi32(_mm256_castps_si256(p.1), high);
             Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
+    }
+    #[inline(always)]
+    fn splat_n(self, x: i32) -> PairN {
+        avx2! {
+            let n = _mm256_set1_epi32(x);
+            PairN(n, n)
+        }
+    }
+    #[inline(always)]
+    fn to_f32(self, n: PairN) -> Pair {
+        avx2!(Pair(_mm256_cvtepi32_ps(n.0), _mm256_cvtepi32_ps(n.1)))
+    }
+    #[inline(always)]
+    fn load_q(self, w: &[u8; 64]) -> PairN {
+        avx2! {
+            let low = _mm256_loadu_si256(w.as_ptr().cast());
+            let high = _mm256_loadu_si256(w.as_ptr().add(32).cast());
+            if VNNI {
+                return PairN(low, high);
+            }
+            let sign = _mm256_set1_epi8(-128);
+            PairN(_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign))
+        }
+    }
+    #[inline(always)]
+    fn load_nibbles(self, w: &[u8; 64], table: &[u8; 16]) -> (PairN, PairN) {
+        avx2! {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            let table = if VNNI { table } else { _mm256_xor_si256(table, _mm256_set1_epi8(-128)) };
+            let mask = _mm256_set1_epi8(15);
+            let first = _mm256_loadu_si256(w.as_ptr().cast());
+            let second = _mm256_loadu_si256(w.as_ptr().add(32).cast());
+            let low = PairN(
+                _mm256_shuffle_epi8(table, _mm256_and_si256(first, mask)),
+                _mm256_shuffle_epi8(table, _mm256_and_si256(second, mask)),
+            );
+            let high = PairN(
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(first), mask)),
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(second), mask)),
+            );
+            (low, high)
+        }
+    }
+    #[inline(always)]
+    fn dot4(self, n: PairN, w: PairN, x: [i8; 4]) -> PairN {
+        let x = avx2!(_mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))));
+        PairN(self.dot4_half(n.0, w.0, x), self.dot4_half(n.1, w.1, x))
     }
     #[inline(always)]
     fn prefetch<T>(self, at: *const T, near: bool) {

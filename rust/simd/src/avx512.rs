@@ -3,7 +3,7 @@
 use crate::{Isa, LANES, Op};
 use std::arch::x86_64::*;
 
-/// Proof that this processor has AVX-512 F, BW, DQ and VL (all server and desktop processors with AVX-512 do).
+/// Proof that this processor has AVX-512 F, BW, DQ, VL and VNNI (all processors with AVX-512 do since 2019; those without VNNI use AVX2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Avx512(());
 
@@ -14,6 +14,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
@@ -26,7 +27,7 @@ impl Avx512 {
         unsafe { self.enter_enabled(op) }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     fn enter_enabled<O: Op>(self, op: O) -> O::Output {
         op.run(self)
     }
@@ -42,9 +43,14 @@ macro_rules! avx512 {
 
 impl Isa for Avx512 {
     type V = __m512;
+    type N = __m512i;
+    /// As stored, plus 128.
+    type Q = __m512i;
 
     const TILE_VECTORS: usize = 2;
     const TILE_TOKENS: usize = 12;
+    const DOT_TOKENS: usize = 12;
+    const DOT_OFFSET: i32 = 128;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -63,6 +69,17 @@ impl Isa for Avx512 {
         avx512! {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn load_bf16_low(self, x: &[[u8; 4]; LANES]) -> __m512 {
+        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(x.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    fn load_bf16_high(self, x: &[[u8; 4]; LANES]) -> __m512 {
+        avx512! {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), upper))
         }
     }
     #[inline(always)]
@@ -111,6 +128,32 @@ impl Isa for Avx512 {
             let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(magic));
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
         }
+    }
+    #[inline(always)]
+    fn splat_n(self, x: i32) -> __m512i {
+        avx512!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn to_f32(self, n: __m512i) -> __m512 {
+        avx512!(_mm512_cvtepi32_ps(n))
+    }
+    #[inline(always)]
+    fn load_q(self, w: &[u8; 64]) -> __m512i {
+        avx512!(_mm512_loadu_si512(w.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn load_nibbles(self, w: &[u8; 64], table: &[u8; 16]) -> (__m512i, __m512i) {
+        avx512! {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            let (w, mask) = (_mm512_loadu_si512(w.as_ptr().cast()), _mm512_set1_epi8(15));
+            let low = _mm512_and_si512(w, mask);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(w), mask);
+            (_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high))
+        }
+    }
+    #[inline(always)]
+    fn dot4(self, n: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+        avx512!(_mm512_dpbusd_epi32(n, w, _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)))))
     }
     #[inline(always)]
     fn prefetch<T>(self, at: *const T, near: bool) {

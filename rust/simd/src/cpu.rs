@@ -3,6 +3,8 @@
 use crate::matmul::{self, Blocked, Product, STREAM_TOKENS, Stream};
 use crate::pack::PANEL;
 use crate::pool::Pool;
+use crate::qmatmul::{Dots, Encode, code_stride};
+use crate::qtile::{BLOCK, Codes};
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
 use crate::tile::{Dense, Picks, Steps};
@@ -38,6 +40,7 @@ pub struct Cpu {
 struct Scratch {
     x: Vec<f32>,
     picks: Picks,
+    codes: Codes,
 }
 
 impl Cpu {
@@ -89,14 +92,15 @@ impl Cpu {
         check_product(w, x, n, y);
         match n {
             0 => (),
-            1 => self.stream(w, x, x.len(), 1, Dense { inputs: w.inputs() }, y),
+            _ if w.format().is_quantized() => self.with_scratch(|scratch| self.dots(w, x, n, y, scratch)),
+            1 => self.stream(w, x, x.len(), 1, Dense { inputs: w.inputs() }, true, y),
             2..=STREAM_TOKENS => self.with_scratch(|scratch| {
                 let (width, stride) = (w.inputs(), matmul::stream_stride(w.inputs()));
                 grow(&mut scratch.x, n * stride);
                 for (from, to) in x.chunks_exact(width.max(1)).zip(scratch.x.chunks_exact_mut(stride)) {
                     to[..width].copy_from_slice(from);
                 }
-                self.stream(w, &scratch.x[..n * stride], stride, n, Dense { inputs: width }, y);
+                self.stream(w, &scratch.x[..n * stride], stride, n, Dense { inputs: width }, true, y);
             }),
             _ => self.with_scratch(|scratch| self.blocked(w, x, n, y, &mut scratch.x)),
         }
@@ -105,12 +109,12 @@ impl Cpu {
     /// The same product, to the bit, faster if many inputs are zero in all of up to 8 tokens: their weights are not read.
     pub fn matmul_sparse(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32]) {
         check_product(w, x, n, y);
-        if n == 0 || n > STREAM_TOKENS || w.inputs() == 0 {
+        if n == 0 || n > STREAM_TOKENS || w.inputs() == 0 || w.format().is_quantized() {
             return self.matmul(w, x, n, y);
         }
         let done = self.with_scratch(|scratch| {
             let width = w.inputs();
-            let busy = n > STREAM_TOKENS / 2 && w.format().bytes_per_weight() <= 2;
+            let busy = n > STREAM_TOKENS / 2 && w.format().bits_per_weight() <= 16.0;
             let share = if busy { SPARSE_SHARE_BUSY } else { SPARSE_SHARE };
             let most = width * share.0 / share.1;
             let Some(picked) = scratch.picks.find(x, n, width, most) else {
@@ -121,7 +125,7 @@ impl Cpu {
             for (from, to) in x.chunks_exact(width).zip(scratch.x.chunks_exact_mut(stride)) {
                 picked.gather(from, to);
             }
-            self.stream(w, &scratch.x[..n * stride], stride, n, picked, y);
+            self.stream(w, &scratch.x[..n * stride], stride, n, picked, true, y);
             true
         });
         if !done {
@@ -129,12 +133,58 @@ impl Cpu {
         }
     }
 
-    fn stream<S: Steps + Sync>(&self, w: &Matrix, x: &[f32], x_stride: usize, n: usize, steps: S, y: &mut [f32]) {
+    #[allow(clippy::too_many_arguments)] // the loop has these inputs
+    fn stream<S: Steps + Sync>(
+        &self,
+        w: &Matrix,
+        x: &[f32],
+        x_stride: usize,
+        n: usize,
+        steps: S,
+        fresh: bool,
+        y: &mut [f32],
+    ) {
         let y = &SharedMut::new(y);
         let small = w.outputs() * steps.len() * n < SMALL_PRODUCT;
         self.split(w.outputs().div_ceil(PANEL), PANELS_AT_ONCE, small, &|panels| {
-            self.level.dispatch(Stream(Product { w, x, x_stride, n, steps, y, panels }));
+            self.level.dispatch(Stream(Product { w, x, x_stride, n, steps, fresh, y, panels }));
         });
+    }
+
+    /// The product of integer weights, and of their outlier columns.
+    fn dots(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], scratch: &mut Scratch) {
+        let (width, outputs) = (w.inputs(), w.outputs());
+        let Scratch { codes, x: gathered, .. } = scratch;
+        codes.prepare(n, width.div_ceil(BLOCK), code_stride(width));
+        let outliers = w.outliers();
+        {
+            let Codes { codes, scales, sums } = codes;
+            let (codes, scales, sums) = (&SharedMut::new(codes), &SharedMut::new(scales), &SharedMut::new(sums));
+            let outliers = outliers.map_or(&[] as &[u32], |o| &o.inputs);
+            self.split(n, 1, x.len() < SMALL_ROWS, &|tokens| {
+                self.level.dispatch(Encode { x, width, outliers, tokens, codes, scales, sums });
+            });
+        }
+        {
+            let (x, y) = (&*codes, &SharedMut::new(y));
+            // A product of bytes takes about a quarter of the time.
+            let small = outputs * width * n < 4 * SMALL_PRODUCT;
+            let step = if n <= STREAM_TOKENS { PANELS_AT_ONCE } else { 1 };
+            self.split(outputs.div_ceil(PANEL), step, small, &|panels| {
+                self.level.dispatch_dot(Dots { w, x, n, y, panels });
+            });
+        }
+        let Some(outliers) = outliers else { return };
+        let k = outliers.inputs.len();
+        let stride = matmul::stream_stride(k);
+        grow(gathered, n * stride);
+        for (from, to) in x.chunks_exact(width).zip(gathered.chunks_exact_mut(stride)) {
+            to.iter_mut().zip(&outliers.inputs).for_each(|(to, &i)| *to = from[i as usize]);
+        }
+        for (x, y) in gathered[..n * stride].chunks(STREAM_TOKENS * stride).zip(y.chunks_mut(STREAM_TOKENS * outputs)) {
+            let n = y.len() / outputs;
+            self.stream(&outliers.columns, x, stride, n, Dense { inputs: k }, false, y);
+        }
     }
 
     fn blocked(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], copy: &mut Vec<f32>) {
@@ -151,7 +201,7 @@ impl Cpu {
         let small = w.outputs() * width * n < SMALL_PRODUCT;
         self.split(w.outputs().div_ceil(PANEL), 1, small, &|panels| {
             let steps = Dense { inputs: width };
-            self.level.dispatch(Blocked(Product { w, x, x_stride: 0, n, steps, y, panels }));
+            self.level.dispatch(Blocked(Product { w, x, x_stride: 0, n, steps, fresh: true, y, panels }));
         });
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Environment variable that forces an instruction set.
 const VARIABLE: &str = "SPIKELET_ISA";
-const NAMES: [&str; 3] = ["avx512", "avx2", "portable"];
+const NAMES: [&str; 4] = ["avx512", "avx2-vnni", "avx2", "portable"];
 
 /// An instruction set that this processor has been seen to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +18,9 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2Vnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2<false>),
     Portable(Portable),
 }
 
@@ -75,7 +77,7 @@ impl Level {
         NAMES.iter().filter_map(|name| Level::by_name(name).ok()).collect()
     }
 
-    /// The instruction set called `avx512`, `avx2` or `portable`.
+    /// The instruction set of this name: `avx512`, `avx2`, `avx2-vnni` (with dot products of bytes) or `portable`.
     ///
     /// # Errors
     /// If the name is unknown, or if this processor does not have it.
@@ -84,10 +86,12 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             "avx512" => Avx512::new().map(Kind::Avx512),
             #[cfg(target_arch = "x86_64")]
-            "avx2" => Avx2::new().map(Kind::Avx2),
+            "avx2-vnni" => Avx2::<true>::new().map(Kind::Avx2Vnni),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Avx2::<false>::new().map(Kind::Avx2),
             "portable" => Some(Kind::Portable(Portable)),
             #[cfg(not(target_arch = "x86_64"))]
-            "avx512" | "avx2" => None,
+            "avx512" | "avx2-vnni" | "avx2" => None,
             _ => {
                 return Err(IsaError::Unknown { name: name.to_owned() });
             }
@@ -99,19 +103,37 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(_) => NAMES[0],
+            Kind::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2(_) => NAMES[1],
-            Kind::Portable(_) => NAMES[2],
+            Kind::Avx2Vnni(_) => "avx2-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            Kind::Portable(_) => "portable",
         }
     }
 
-    /// Runs `op` compiled for this instruction set.
+    /// Runs `op`, which uses no integer weights, compiled for this instruction set.
     #[inline]
     pub(crate) fn dispatch<O: Op>(self, op: O) -> O::Output {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512(isa) => isa.enter(op),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(isa) => isa.without_vnni().enter(op),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(isa) => isa.enter(op),
+            Kind::Portable(isa) => op.run(isa),
+        }
+    }
+
+    /// The same for operations with integer weights: apart, so that the others are not compiled twice.
+    #[inline]
+    pub(crate) fn dispatch_dot<O: Op>(self, op: O) -> O::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(isa) => isa.enter(op),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(isa) => isa.enter(op),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(isa) => isa.enter(op),
             Kind::Portable(isa) => op.run(isa),
@@ -136,7 +158,10 @@ mod tests {
     #[test]
     fn an_unknown_name_is_an_error_that_names_it() {
         let error = Level::by_name("sse9").expect_err("no such instruction set");
-        assert_eq!(error.to_string(), "unknown instruction set \"sse9\": expected one of avx512, avx2, portable");
+        assert_eq!(
+            error.to_string(),
+            "unknown instruction set \"sse9\": expected one of avx512, avx2-vnni, avx2, portable"
+        );
         let error = IsaError::Unsupported { name: "avx512".into() }.to_string();
         assert!(error.starts_with("this processor does not have the instruction set \"avx512\"; it has "), "{error}");
         assert!(error.ends_with("portable"), "{error}");

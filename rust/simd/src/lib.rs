@@ -14,8 +14,8 @@
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`],
-//! [`matmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
+//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`], [`qtile`],
+//! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
 //! use spikelet_simd::{Cpu, Level, Matrix, WeightFormat};
@@ -36,6 +36,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod buffer;
 pub mod convert;
 mod cpu;
 mod level;
@@ -44,6 +45,8 @@ pub mod measure;
 mod pack;
 mod pool;
 mod portable;
+mod qmatmul;
+mod qtile;
 pub mod quant;
 mod recurrence;
 mod shared;
@@ -67,17 +70,29 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Isa: Copy + Send + Sync {
     /// 16 lanes of f32.
     type V: Copy;
+    /// 16 lanes of i32.
+    type N: Copy;
+    /// Integer weights of 16 outputs times 4 inputs, as [`Isa::dot4`] takes them.
+    type Q: Copy;
 
     /// Vectors of 16 outputs that the matrix kernel keeps in registers for one token (at most 2).
     const TILE_VECTORS: usize;
     /// Tokens whose sums of `TILE_VECTORS` vectors fit the registers.
     const TILE_TOKENS: usize;
+    /// The same for integer weights.
+    const DOT_TOKENS: usize;
+    /// What `dot4` takes too much for a weight, because its instruction wants weights without a sign: 128, or 0 where it does not.
+    const DOT_OFFSET: i32;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     /// 16 bfloat16 as f32; exact.
     fn load_bf16(self, x: &[u16; LANES]) -> Self::V;
+    /// The same of those in the lower halves of 16 words.
+    fn load_bf16_low(self, x: &[[u8; 4]; LANES]) -> Self::V;
+    /// The same of those in the upper halves.
+    fn load_bf16_high(self, x: &[[u8; 4]; LANES]) -> Self::V;
     /// 16 IEEE half floats as f32; exact.
     fn load_f16(self, x: &[u16; LANES]) -> Self::V;
 
@@ -98,6 +113,15 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// `p * 2^n` where `n` sits in the low bits of `magic`, that is `magic = 1.5 * 2^23 + n`. The exponent of `p` is moved by
     /// integer addition: the caller sees to it that the result is a normal number.
     fn scale_exponent(self, p: Self::V, magic: Self::V) -> Self::V;
+    fn splat_n(self, x: i32) -> Self::N;
+    /// To the nearest f32; exact up to 2^24.
+    fn to_f32(self, n: Self::N) -> Self::V;
+    /// 64 weights, each stored as itself plus 128: byte `4 o + i` is that of output `o` and input `i`.
+    fn load_q(self, w: &[u8; 64]) -> Self::Q;
+    /// 128 weights, each stored as the index of its value (plus 128) in `table`: the lower halves of the bytes, then the upper ones.
+    fn load_nibbles(self, w: &[u8; 64], table: &[u8; 16]) -> (Self::Q, Self::Q);
+    /// `n + sum of (weight + DOT_OFFSET) * x[i]` over 4 inputs: exact for weights and `x` in -127..=127.
+    fn dot4(self, n: Self::N, w: Self::Q, x: [i8; 4]) -> Self::N;
     /// Asks for the cache line at `at` (which may lie outside any allocation): into the first level cache, or only the second.
     fn prefetch<T>(self, at: *const T, near: bool);
 

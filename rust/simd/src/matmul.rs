@@ -52,6 +52,8 @@ pub(crate) struct Product<'a, S> {
     pub x_stride: usize,
     pub n: usize,
     pub steps: S,
+    /// Whether `y` counts as zero; else `stream` goes on from it.
+    pub fresh: bool,
     pub y: &'a SharedMut<'a, f32>,
     /// Each panel belongs to one task only.
     pub panels: Range<usize>,
@@ -70,7 +72,7 @@ impl<S: Steps> Op for Stream<'_, S> {
             WeightFormat::F32 => stream::<I, f32, S>(isa, self.0),
             WeightFormat::Bf16 => stream::<I, Bf16, S>(isa, self.0),
             WeightFormat::F16 => stream::<I, F16, S>(isa, self.0),
-            WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
+            WeightFormat::Q8 | WeightFormat::Q4 => unreachable!("integer weights have products of their own"),
         }
     }
 }
@@ -83,7 +85,7 @@ impl Op for Blocked<'_> {
             WeightFormat::F32 => blocked::<I, f32>(isa, self.0),
             WeightFormat::Bf16 => blocked::<I, Bf16>(isa, self.0),
             WeightFormat::F16 => blocked::<I, F16>(isa, self.0),
-            WeightFormat::Q8 | WeightFormat::Q4 => panic!("quantised weights have no kernel"),
+            WeightFormat::Q8 | WeightFormat::Q4 => unreachable!("integer weights have products of their own"),
         }
     }
 }
@@ -98,17 +100,19 @@ macro_rules! with_tokens {
     };
 }
 
+pub(crate) use with_tokens;
+
 /// Where the sums of one panel go: straight to `y`, or to `edge` if the outputs do not fill the panel.
-struct Target<'a, 'b> {
-    y: &'a SharedMut<'b, f32>,
-    outputs: usize,
-    panel: usize,
+pub(crate) struct Target<'a, 'b> {
+    pub y: &'a SharedMut<'b, f32>,
+    pub outputs: usize,
+    pub panel: usize,
 }
 
 /// Sums of a panel that is not full: `[tokens][PANEL]`.
-type Edge = [[f32; PANEL]; MAX_TILE];
+pub(crate) type Edge = [[f32; PANEL]; MAX_TILE];
 /// Most tokens in one tile.
-const MAX_TILE: usize = 12;
+pub(crate) const MAX_TILE: usize = 12;
 
 impl Target<'_, '_> {
     fn width(&self) -> usize {
@@ -117,7 +121,7 @@ impl Target<'_, '_> {
 
     /// Address and stride of the sums of tokens `first..`.
     #[inline(always)]
-    fn sums(&self, edge: &mut Edge, first: usize) -> (*mut f32, usize) {
+    pub(crate) fn sums(&self, edge: &mut Edge, first: usize) -> (*mut f32, usize) {
         if self.width() == PANEL {
             (self.y.start().wrapping_add(first * self.outputs + self.panel * PANEL), self.outputs)
         } else {
@@ -132,7 +136,7 @@ impl Target<'_, '_> {
     }
 
     /// Before a tile: takes earlier sums of `tokens` into `edge`.
-    fn take(&self, edge: &mut Edge, tokens: Range<usize>) {
+    pub(crate) fn take(&self, edge: &mut Edge, tokens: Range<usize>) {
         if self.width() < PANEL {
             for (edge, t) in edge.iter_mut().zip(tokens) {
                 // SAFETY: the panel belongs to this task, and no other part of it is alive.
@@ -142,7 +146,7 @@ impl Target<'_, '_> {
     }
 
     /// After a tile: gives the sums of `tokens` back.
-    fn give(&self, edge: &Edge, tokens: Range<usize>) {
+    pub(crate) fn give(&self, edge: &Edge, tokens: Range<usize>) {
         if self.width() < PANEL {
             for (edge, t) in edge.iter().zip(tokens) {
                 // SAFETY: as in `take`.
@@ -181,7 +185,7 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
                 $($t => for _ in 0..full.saturating_sub(panel) / $p {
                     let to = tile_at(panel, (a.y.start().wrapping_add(panel * PANEL), outputs));
                     // SAFETY: these panels are full and belong to this task; the sizes have been checked above.
-                    unsafe { tile::<I, W, S, $p, 2, $t>(isa, to, a.steps, 0..blocks, true) };
+                    unsafe { tile::<I, W, S, $p, 0, 2, $t>(isa, to, a.steps, 0..blocks, a.fresh) };
                     panel += $p;
                 },)*
                 _ => (),
@@ -197,13 +201,16 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
     for panel in panel..a.panels.end {
         let target = Target { y: a.y, outputs, panel };
+        if !a.fresh {
+            target.take(&mut edge, 0..n);
+        }
         let to = tile_at(panel, target.sums(&mut edge, 0));
         if I::TILE_VECTORS == 2 {
             // SAFETY: one panel of this task, full or summed up in `edge`; the sizes have been checked above.
-            with_tokens!(n, T, [1 2 3 4 5 6 7 8], unsafe { tile::<I, W, S, 1, 2, T>(isa, to, a.steps, 0..blocks, true) });
+            with_tokens!(n, T, [1 2 3 4 5 6 7 8], unsafe { tile::<I, W, S, 1, 0, 2, T>(isa, to, a.steps, 0..blocks, a.fresh) });
         } else {
             // SAFETY: as above.
-            unsafe { stream_halves::<I, W, S>(isa, to, a.steps, n) };
+            unsafe { stream_halves::<I, W, S>(isa, to, a.steps, n, a.fresh) };
         }
         target.give(&edge, 0..n);
     }
@@ -215,22 +222,22 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
 /// # Safety
 /// As for `tile` with one panel, two vectors and `n` tokens.
 #[inline(always)]
-unsafe fn stream_halves<I: Isa, W: Weight, S: Steps>(isa: I, to: Tile<W>, steps: S, n: usize) {
+unsafe fn stream_halves<I: Isa, W: Weight, S: Steps>(isa: I, to: Tile<W>, steps: S, n: usize, fresh: bool) {
     let parts = n.div_ceil(I::TILE_TOKENS);
     for b in 0..steps.blocks().max(1) {
-        for half in 0..2 {
-            for part in 0..parts {
-                let (start, end) = (part * n / parts, (part + 1) * n / parts);
-                let to = Tile {
-                    w: to.w.wrapping_add(half * LANES),
-                    x: to.x.wrapping_add(start * to.x_stride),
-                    acc: to.acc.wrapping_add(start * to.acc_stride + half * LANES),
-                    ..to
-                };
-                let blocks = b..steps.blocks().min(b + 1);
-                // SAFETY: a part of what the caller vouches for.
-                with_tokens!(end - start, T, [1 2 3 4 5 6], unsafe { tile::<I, W, S, 1, 1, T>(isa, to, steps, blocks, b == 0) });
-            }
+        let blocks = || b..steps.blocks().min(b + 1);
+        for part in 0..parts {
+            let (start, end) = (part * n / parts, (part + 1) * n / parts);
+            let to = Tile {
+                x: to.x.wrapping_add(start * to.x_stride),
+                acc: to.acc.wrapping_add(start * to.acc_stride),
+                ..to
+            };
+            // SAFETY: a part of what the caller vouches for.
+            with_tokens!(end - start, T, [1 2 3 4 5 6], unsafe {
+                tile::<I, W, S, 1, 0, 1, T>(isa, to, steps, blocks(), fresh && b == 0);
+                tile::<I, W, S, 1, 1, 1, T>(isa, to, steps, blocks(), fresh && b == 0);
+            });
         }
     }
 }
@@ -276,20 +283,25 @@ fn blocked<I: Isa, W: Weight>(isa: I, a: Product<'_, Dense>) {
 #[inline(always)]
 unsafe fn blocked_tile<I: Isa, W: Weight>(isa: I, to: Tile<W>, steps: Dense, n: usize, fresh: bool) {
     let blocks = 0..steps.blocks();
-    macro_rules! tiles {
-        ($vectors:literal, [$($k:literal)*]) => {
-            for part in 0..2 / $vectors {
-                let to = Tile { w: to.w.wrapping_add(part * LANES), acc: to.acc.wrapping_add(part * LANES), ..to };
-                let blocks = blocks.clone();
-                // SAFETY: a part of what the caller vouches for.
-                with_tokens!(n, T, [$($k)*], unsafe { tile::<I, W, Dense, 1, $vectors, T>(isa, to, steps, blocks, fresh) })
-            }
+    macro_rules! whole {
+        ([$($k:literal)*]) => {
+            // SAFETY: what the caller vouches for.
+            with_tokens!(n, T, [$($k)*], unsafe { tile::<I, W, Dense, 1, 0, 2, T>(isa, to, steps, blocks, fresh) })
+        };
+    }
+    macro_rules! halves {
+        ([$($k:literal)*]) => {
+            // SAFETY: as above.
+            with_tokens!(n, T, [$($k)*], unsafe {
+                tile::<I, W, Dense, 1, 0, 1, T>(isa, to, steps, blocks.clone(), fresh);
+                tile::<I, W, Dense, 1, 1, 1, T>(isa, to, steps, blocks, fresh);
+            })
         };
     }
     match (I::TILE_VECTORS, I::TILE_TOKENS) {
-        (2, 12) => tiles!(2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-        (1, 6) => tiles!(1, [1 2 3 4 5 6]),
-        (1, 4) => tiles!(1, [1 2 3 4]),
+        (2, 12) => whole!([1 2 3 4 5 6 7 8 9 10 11 12]),
+        (1, 6) => halves!([1 2 3 4 5 6]),
+        (1, 4) => halves!([1 2 3 4]),
         other => unreachable!("no tiles of {other:?} vectors and tokens"),
     }
 }

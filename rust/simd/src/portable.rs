@@ -40,9 +40,13 @@ macro_rules! lanes {
 
 impl Isa for Portable {
     type V = [f32; LANES];
+    type N = [i32; LANES];
+    type Q = [i8; 64];
 
     const TILE_VECTORS: usize = 1;
     const TILE_TOKENS: usize = 4;
+    const DOT_TOKENS: usize = 4;
+    const DOT_OFFSET: i32 = 0;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -59,6 +63,14 @@ impl Isa for Portable {
     #[inline(always)]
     fn load_bf16(self, x: &[u16; LANES]) -> Self::V {
         lanes!(i => convert::bf16_to_f32(x[i]))
+    }
+    #[inline(always)]
+    fn load_bf16_low(self, x: &[[u8; 4]; LANES]) -> Self::V {
+        lanes!(i => f32::from_bits(u32::from_ne_bytes(x[i]) << 16))
+    }
+    #[inline(always)]
+    fn load_bf16_high(self, x: &[[u8; 4]; LANES]) -> Self::V {
+        lanes!(i => f32::from_bits(u32::from_ne_bytes(x[i]) & 0xffff_0000))
     }
     #[inline(always)]
     fn load_f16(self, x: &[u16; LANES]) -> Self::V {
@@ -103,6 +115,33 @@ impl Isa for Portable {
     #[inline(always)]
     fn scale_exponent(self, p: Self::V, magic: Self::V) -> Self::V {
         lanes!(i => f32::from_bits(p[i].to_bits().wrapping_add(magic[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn splat_n(self, x: i32) -> Self::N {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn to_f32(self, n: Self::N) -> Self::V {
+        lanes!(i => n[i] as f32)
+    }
+    #[inline(always)]
+    fn load_q(self, w: &[u8; 64]) -> Self::Q {
+        w.map(|w| (w ^ 0x80) as i8)
+    }
+    #[inline(always)]
+    fn load_nibbles(self, w: &[u8; 64], table: &[u8; 16]) -> (Self::Q, Self::Q) {
+        let value = |index: u8| (table[usize::from(index)] ^ 0x80) as i8;
+        (w.map(|w| value(w & 15)), w.map(|w| value(w >> 4)))
+    }
+    #[inline(always)]
+    fn dot4(self, mut n: Self::N, w: Self::Q, x: [i8; 4]) -> Self::N {
+        let (groups, _) = w.as_chunks::<4>();
+        for (n, w) in n.iter_mut().zip(groups) {
+            for i in 0..4 {
+                *n += i32::from(w[i]) * i32::from(x[i]);
+            }
+        }
+        n
     }
     #[inline(always)]
     fn prefetch<T>(self, _at: *const T, _near: bool) {}

@@ -9,7 +9,8 @@ pub(crate) const BLOCK: usize = 64;
 /// A stored weight.
 pub(crate) trait Weight: Copy + Send + Sync {
     const FORMAT: WeightFormat;
-    fn load<I: Isa>(isa: I, x: &[Self; LANES]) -> I::V;
+    /// Vector `v` of the two of one input's weights.
+    fn load<I: Isa>(isa: I, row: &[Self; PANEL], v: usize) -> I::V;
 }
 
 #[derive(Clone, Copy)]
@@ -20,29 +21,38 @@ pub(crate) struct Bf16(pub u16);
 #[repr(transparent)]
 pub(crate) struct F16(pub u16);
 
+impl Bf16 {
+    /// Where the weight of output `lane` of a panel lies: outputs `i` and `i + 16` share a word.
+    pub(crate) fn slot(lane: usize) -> usize {
+        lane % LANES * 2 + lane / LANES
+    }
+}
+
 impl Weight for f32 {
     const FORMAT: WeightFormat = WeightFormat::F32;
     #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[f32; LANES]) -> I::V {
-        isa.load(x)
+    fn load<I: Isa>(isa: I, row: &[f32; PANEL], v: usize) -> I::V {
+        isa.load(&row.as_chunks::<LANES>().0[v])
     }
 }
 
 impl Weight for Bf16 {
     const FORMAT: WeightFormat = WeightFormat::Bf16;
     #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[Bf16; LANES]) -> I::V {
-        // SAFETY: `Bf16` is a transparent u16.
-        isa.load_bf16(unsafe { &*std::ptr::from_ref(x).cast() })
+    fn load<I: Isa>(isa: I, row: &[Bf16; PANEL], v: usize) -> I::V {
+        // SAFETY: as many bytes; any address will do for bytes.
+        let words = unsafe { &*std::ptr::from_ref(row).cast::<[[u8; 4]; LANES]>() };
+        if v == 0 { isa.load_bf16_low(words) } else { isa.load_bf16_high(words) }
     }
 }
 
 impl Weight for F16 {
     const FORMAT: WeightFormat = WeightFormat::F16;
     #[inline(always)]
-    fn load<I: Isa>(isa: I, x: &[F16; LANES]) -> I::V {
+    fn load<I: Isa>(isa: I, row: &[F16; PANEL], v: usize) -> I::V {
         // SAFETY: `F16` is a transparent u16.
-        isa.load_f16(unsafe { &*std::ptr::from_ref(x).cast() })
+        let row = unsafe { &*std::ptr::from_ref(row).cast::<[u16; PANEL]>() };
+        isa.load_f16(&row.as_chunks::<LANES>().0[v])
     }
 }
 
@@ -195,7 +205,7 @@ impl Steps for Picked<'_> {
 /// What a tile reads and adds to.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<W> {
-    /// First weight: input 0 of the first panel and vector.
+    /// First weight: input 0 of the first panel.
     pub w: *const W,
     /// Distance between panels.
     pub panel: usize,
@@ -205,13 +215,21 @@ pub(crate) struct Tile<W> {
     pub acc_stride: usize,
 }
 
-/// `P` panels by `V` vectors by `T` tokens: adds the given blocks to `acc`, which counts as zero if `fresh`.
+/// `P` panels by `V` vectors, from `FIRST` on, by `T` tokens: adds the given blocks to `acc`, which counts as zero if `fresh`.
 ///
 /// # Safety
 /// For all panels, vectors, tokens and inputs visited, the pointers must be valid: `w` and `x` to read, `acc` to write.
 #[allow(clippy::needless_range_loop)] // constant bounds over arrays that become registers
 #[inline(always)]
-pub(crate) unsafe fn tile<I: Isa, W: Weight, S: Steps, const P: usize, const V: usize, const T: usize>(
+pub(crate) unsafe fn tile<
+    I: Isa,
+    W: Weight,
+    S: Steps,
+    const P: usize,
+    const FIRST: usize,
+    const V: usize,
+    const T: usize,
+>(
     isa: I,
     a: Tile<W>,
     steps: S,
@@ -220,7 +238,7 @@ pub(crate) unsafe fn tile<I: Isa, W: Weight, S: Steps, const P: usize, const V: 
 ) {
     let prefetches = S::AHEAD > 0 && T >= (S::AHEAD_FROM_TOKENS * size_of::<W>()).div_ceil(4);
     let acc_at = |p: usize, t: usize, v: usize| {
-        a.acc.wrapping_add(t * a.acc_stride + p * PANEL + v * LANES).cast::<[f32; LANES]>()
+        a.acc.wrapping_add(t * a.acc_stride + p * PANEL + (FIRST + v) * LANES).cast::<[f32; LANES]>()
     };
     let mut acc = [[[isa.splat(0.0); V]; T]; P];
     if !fresh {
@@ -243,14 +261,15 @@ pub(crate) unsafe fn tile<I: Isa, W: Weight, S: Steps, const P: usize, const V: 
                 let row = a.w.wrapping_add(p * a.panel + input * PANEL);
                 if prefetches {
                     let next = a.w.wrapping_add(p * a.panel + ahead * PANEL);
-                    for line in 0..(V * LANES * size_of::<W>()).div_ceil(64) {
-                        isa.prefetch(next.wrapping_byte_add(line * 64), S::AHEAD_NEAR);
+                    let lines = (V * LANES * size_of::<W>()).div_ceil(64);
+                    for line in 0..lines {
+                        isa.prefetch(next.wrapping_byte_add((FIRST * lines + line) * 64), S::AHEAD_NEAR);
                     }
                 }
                 let mut w = [isa.splat(0.0); V];
                 for v in 0..V {
                     // SAFETY: `w` is valid for these by the caller's promise.
-                    w[v] = W::load(isa, unsafe { &*row.add(v * LANES).cast() });
+                    w[v] = W::load(isa, unsafe { &*row.cast() }, FIRST + v);
                 }
                 for t in 0..T {
                     // SAFETY: `x` is valid for these by the caller's promise.

@@ -19,7 +19,7 @@ fn digest() -> u64 {
     let x: Vec<f32> = (0..n * width).map(noise).collect();
     let ones = vec![1.0; width];
     let mut results = vec![log_sum_exp(cpu.level(), &x)];
-    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8, WeightFormat::Q4] {
         let w = Matrix::pack(width, width, format, &cpu, |o, row| {
             row.iter_mut().enumerate().for_each(|(i, w)| *w = noise(o * width + i));
         });
