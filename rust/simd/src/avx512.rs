@@ -49,7 +49,7 @@ impl Isa for Avx512 {
 
     const TILE_VECTORS: usize = 2;
     const TILE_TOKENS: usize = 12;
-    const DOT_TOKENS: usize = 12;
+    const DOT_TOKENS: usize = 8;
     const DOT_OFFSET: i32 = 128;
 
     #[inline(always)]

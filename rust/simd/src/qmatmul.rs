@@ -8,8 +8,8 @@ use crate::shared::SharedMut;
 use crate::{Isa, Matrix, Op, WeightFormat};
 use std::ops::Range;
 
-/// Blocks of all tokens that `DotBlocked` works on at a time: with 512 tokens they fill half of the second level cache.
-const CHUNK: usize = 16;
+/// Blocks that many tokens work on at a time: those of a panel fill half of the first level cache.
+const CHUNK: usize = 8;
 
 /// Codes of one token lie this far apart: an odd number of cache lines, so that tokens spread over the cache's sets.
 pub(crate) fn code_stride(width: usize) -> usize {
@@ -148,7 +148,7 @@ fn dots<I: Isa, const NIBBLES: bool>(isa: I, a: Dots<'_>) {
     // The others panel by panel: all inputs of a few tokens, which stay in the first level cache, a chunk of the inputs of many.
     let chunk_blocks = if n <= STREAM_TOKENS { parts.blocks.max(1) } else { CHUNK };
     // Tiles of nearly equal size, so that none is too small to be fast.
-    let tiles = n.div_ceil(MAX_TILE);
+    let tiles = n.div_ceil(STREAM_TOKENS);
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
     for chunk in 0..parts.blocks.div_ceil(chunk_blocks).max(1) {
         let blocks = chunk * chunk_blocks..parts.blocks.min((chunk + 1) * chunk_blocks);
@@ -166,7 +166,7 @@ fn dots<I: Isa, const NIBBLES: bool>(isa: I, a: Dots<'_>) {
     }
 }
 
-/// One panel, up to `MAX_TILE` tokens.
+/// One panel, up to 8 tokens.
 ///
 /// # Safety
 /// As for `dot_tile` with one panel, two vectors and `n` tokens.
@@ -178,8 +178,8 @@ unsafe fn one_panel<I: Isa, const NIBBLES: bool>(isa: I, to: DotTile, n: usize, 
             with_tokens!(n, T, [$($k)*], unsafe { dot_tile::<I, NIBBLES, 1, 0, 2, T>(isa, to, blocks, fresh) })
         };
     }
-    if (I::TILE_VECTORS, I::DOT_TOKENS) == (2, 12) {
-        return whole!([1 2 3 4 5 6 7 8 9 10 11 12]);
+    if (I::TILE_VECTORS, I::DOT_TOKENS) == (2, 8) {
+        return whole!([1 2 3 4 5 6 7 8]);
     }
     // Block by block, while it is in the first level cache, half a panel and a few tokens at a time.
     let parts = n.div_ceil(I::DOT_TOKENS);
