@@ -80,19 +80,26 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[by:], *items[:by]]
 
 
-def alternate(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    works: Mapping[str, Callable[[], float]], rounds: int, patience: float = math.inf
+) -> dict[str, list[float]]:
     """Measures everything in turns, `rounds` times after a round that does not count.
 
     Args:
         works: what to measure: a call does it once and returns its figure.
         rounds: figures of each.
+        patience: seconds after which no new round begins, once two counted.
 
     Returns:
         The figures under the same names; those of one round stand at the same place.
     """
     found: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
+    begun = time.monotonic()
     for round_ in range(rounds + 1):
+        if round_ > 2 and time.monotonic() - begun > patience:
+            print(f"only {round_ - 1} rounds: they take too long", flush=True)
+            break
         for name in rotated(names, round_):
             value = works[name]()
             if round_ > 0:

@@ -163,3 +163,89 @@ def test_plots_are_the_same_for_the_same_results(bench: Any, tmp_path: Path) -> 
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     plots.lines(tmp_path / "c.svg", {"f32": ([1, 2], [3, 4], "o-")}, ("a", "b"), "t", log=True)
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
+
+
+def test_rounds_end_when_patience_does(bench: Any, capsys: Any) -> None:
+    found = bench("harness").alternate({"a": lambda: 1.0}, 9, patience=-1.0)
+    assert found == {"a": [1.0, 1.0]}
+    assert "only 2 rounds" in capsys.readouterr().out
+
+
+class FakeChild:
+    """What a row asks of an engine's process."""
+
+    def __init__(self, peers: Any, engine: str, dtype: str) -> None:
+        self.contender = peers.Contender(engine, dtype, "", "")
+
+
+def test_the_best_peer_is_of_no_lower_precision(bench: Any) -> None:
+    peers = bench("peers")
+    children = [
+        FakeChild(peers, *words)
+        for words in (
+            ("spikelet", "f32"), ("spikelet", "q8"), ("rwkv", "f32"), ("rwkv", "bf16"),
+        )
+    ]  # fmt: skip
+    rates = {"rwkv f32": [1.0, 2.0], "rwkv bf16": [4.0, 8.0]}
+    rates |= {"spikelet f32": [2.0, 4.0], "spikelet q8": [12.0, 24.0]}
+    full = peers.against(children[0], children, rates)
+    assert (full["peer"], full["median"]) == ("rwkv f32", 2.0)
+    eight = peers.against(children[1], children, rates)
+    assert (eight["peer"], eight["median"]) == ("rwkv bf16", 3.0)
+    assert peers.against(children[0], children[:2], rates) is None
+
+
+def test_texts_are_compared_from_the_first_token_on(bench: Any) -> None:
+    common = bench("peers").common
+    assert common([1, 2, 3], [1, 2, 4]) == 2
+    assert common([1, 2], [1, 2, 4]) == 2
+    assert common([5], [1]) == 0
+
+
+def test_names_of_transformers(bench: Any) -> None:
+    name = bench("peer_models").hf_name
+    assert name("emb.weight") == "rwkv.embeddings.weight"
+    assert name("head.weight") == "head.weight"
+    assert name("blocks.0.ln0.bias") == "rwkv.blocks.0.pre_ln.bias"
+    assert name("blocks.3.att.time_mix_k") == "rwkv.blocks.3.attention.time_mix_key"
+    assert name("blocks.3.ffn.receptance.weight") == (
+        "rwkv.blocks.3.feed_forward.receptance.weight"
+    )
+
+
+def test_the_plain_twin_of_spikegpt_writes_the_same(bench: Any, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    shapes, plain = bench("shapes"), bench("plain_spikegpt")
+    folder = shapes.write_random(shapes.Shape("tiny", "spikegpt", 2, 64, 90), tmp_path / "m", None)
+    twin = plain.PlainSpikeGPT(load_file(folder / "model.safetensors"), torch.float32)
+    model = spikelet.load(folder, threads=1)
+    ids = np.random.default_rng(2).integers(0, 90, 40).tolist()
+    state = model.new_state()
+    expected = model.forward(ids, state, all_logits=False)
+    found = twin.forward(ids, twin.new_state()).numpy()
+    assert np.allclose(found, expected, atol=1e-3)
+
+
+def test_a_worker_answers_and_says_what_fails(bench: Any, tmp_path: Path) -> None:
+    import sys
+
+    peers = bench("peers")
+    golden = Path(__file__).parent / "golden" / "spikegpt-tiny"
+    child = peers.Child(peers.Contender("spikelet", "f32", golden, sys.executable), 1)
+    try:
+        assert child.decode([1, 2, 3], 4) > 0
+        expected = spikelet.load(golden, threads=1).generate(
+            [1, 2, 3], max_new_tokens=5, temperature=0.0, ignore_eos=True
+        )
+        assert child.ids == expected.run().ids
+        assert child.prefill([1, 2, 3]) > 0
+        assert child.ask("memory")["peak_bytes"] > 1e6
+        assert child.cpu_seconds() > 0
+        with pytest.raises(peers.PeerError, match="OptionError"):
+            child.decode([10**6], 1)
+    finally:
+        child.end()
+    with pytest.raises(peers.PeerError, match=r"FileError|NotFoundError|FormatError"):
+        peers.Child(peers.Contender("spikelet", "f32", tmp_path / "no", sys.executable), 1)
