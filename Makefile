@@ -8,7 +8,7 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml
 PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python lint format bench kernels kernel-tools clean
+.PHONY: help demo test test-rust test-python lint format bench bench-table kernels kernel-tools clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,17 @@ format: $(VENV)/dev ## Format all code
 
 bench: $(VENV)/built $(VENV)/dev ## Measure speed and memory, roughly, in a few minutes
 	for name in decode prefill verify batch load contention; do $(BIN)/python benches/$$name.py --quick || exit; done
+
+# Nothing else may run on the machine: the figures of README files rest on this.
+bench-table: $(VENV)/built $(VENV)/dev ## Measure all that benches/README.md shows and write it (15 minutes)
+	$(BIN)/python benches/peers.py
+	$(BIN)/python benches/decode.py
+	$(BIN)/python benches/prefill.py --threads 2
+	$(BIN)/python benches/verify.py --threads 2
+	$(BIN)/python benches/batch.py --formats bf16,q8,q4
+	$(BIN)/python benches/load.py
+	$(BIN)/python benches/contention.py --formats bf16,q8
+	$(BIN)/python benches/table.py
 
 # Apart from the environment, because PyTorch brings another NVRTC under the same name.
 TOOLS := $(VENV)/kernel-tools

@@ -38,7 +38,7 @@ def rate(model: spikelet.Model, prompts: list[list[int]], tokens: int) -> float:
 
 def measure(plan: Plan, shape: Shape, threads: int) -> list[dict[str, Any]]:
     """Rows of one model with one number of threads."""
-    tokens = 6 if plan.quick else 16
+    tokens = 6 if plan.quick else 12
     prompts = [harness.random_ids(shape, PROMPT, seed) for seed in range(max(ROWS))]
     made: list[dict[str, Any]] = []
     for dtype, model in plan.models(shape, threads).items():
@@ -47,7 +47,7 @@ def measure(plan: Plan, shape: Shape, threads: int) -> list[dict[str, Any]]:
                 **harness.roofline(threads),
                 **{str(n): lambda n=n, m=model: rate(m, prompts[:n], tokens) for n in ROWS},
             },
-            plan.number_of_rounds(2, 7),
+            plan.number_of_rounds(2, 6),
         )
         made += (
             {

@@ -24,7 +24,7 @@ def measure(plan: Plan, shape: Shape, threads: int) -> list[dict[str, Any]]:
     """Rows of one model with one number of threads."""
     models = plan.models(shape, threads)
     prompt = harness.random_ids(shape, PROMPT)
-    tokens = 8 if plan.quick else 32
+    tokens = 8 if plan.quick else 24
     found = harness.alternate(
         {
             **harness.roofline(threads),
@@ -33,7 +33,7 @@ def measure(plan: Plan, shape: Shape, threads: int) -> list[dict[str, Any]]:
                 for dtype, model in models.items()
             },
         },
-        plan.number_of_rounds(2, 9),
+        plan.number_of_rounds(2, 7),
     )
     rows = []
     for dtype, model in models.items():

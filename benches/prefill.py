@@ -33,7 +33,7 @@ def measure(plan: Plan, shape: Shape, threads: int) -> list[dict[str, Any]]:
             **harness.roofline(threads),
             **{dtype: lambda d=dtype: seconds(d) for dtype in models},
         },
-        plan.number_of_rounds(2, 7),
+        plan.number_of_rounds(2, 6),
     )
     operations = 2 * shape.multiply_adds(PROMPT) / 1e9
     rows = []

@@ -249,3 +249,73 @@ def test_a_worker_answers_and_says_what_fails(bench: Any, tmp_path: Path) -> Non
         child.end()
     with pytest.raises(peers.PeerError, match=r"FileError|NotFoundError|FormatError"):
         peers.Child(peers.Contender("spikelet", "f32", tmp_path / "no", sys.executable), 1)
+
+
+def figure(median: float) -> dict[str, float]:
+    return {"median": median, "low": median, "high": median, "rounds": 6}
+
+
+def test_the_table_says_what_is_met_missed_and_open(bench: Any) -> None:
+    table = bench("table")
+    machine = bench("harness").machine()
+    row = {
+        "model": "RWKV-4-169M", "task": "decode", "engine": "spikelet", "version": "spikelet 1",
+        "threads": 2, "tokens": 64, "peak_bytes": 1e9, "load_seconds": 1.0, "text": None,
+        "share": figure(0.9), "against": {"peer": "rwkv f32", **figure(3.0)},
+    }  # fmt: skip
+    peers = [
+        {**row, "format": "f32", "tokens_per_second": figure(121.5)},
+        {**row, "format": "bf16", "tokens_per_second": figure(100.0)},
+        {**row, "format": "f16", "tokens_per_second": figure(110.0)},
+        {"model": "RWKV-4-169M", "engine": "spikelet", "format": "q8", "left_out": "no"},
+    ]
+    text = table.render({"peers": {"machine": machine, "rows": peers}})
+    lines = {tuple(line.split(" | ")[:2]): line for line in text.splitlines()}
+    f32 = lines["| RWKV-4-169M decode", "f32"]
+    assert "121.5 tok/s (f32) = 1.10 x | 3.0 x rwkv f32 | 90% | yes |" in f32
+    # Of two formats the quicker one counts.
+    assert "110 tok/s (f16) = 0.85 x" in lines["| RWKV-4-169M decode", "16 bit"]
+    assert lines["| RWKV-4-169M decode", "16 bit"].endswith("| **no** |")
+    assert lines["| RWKV-4-169M decode", "q8"].endswith("| open |  |  | open |")
+    assert "### Beside other engines" in text
+    # Where the peer ran too it decides, not what it did elsewhere.
+    rows = [
+        {**row, "task": "prefill", "format": "q8", "tokens_per_second": figure(900.0)},
+        {
+            **row,
+            "task": "prefill",
+            "engine": "rwkv",
+            "format": "f32",
+            "tokens_per_second": figure(90),
+        },
+        {
+            **row,
+            "task": "prefill",
+            "engine": "rwkv",
+            "format": "bf16",
+            "tokens_per_second": figure(300),
+        },
+    ]
+    prefill = table.render({"peers": {"machine": machine, "rows": rows}})
+    (fastest,) = (x for x in prefill.splitlines() if "prefill of 512 | fastest | 2 x rwkv" in x)
+    assert "900 tok/s (q8) = 3.00 x" in fastest
+    assert fastest.endswith("| yes |")
+    assert "### Loading" not in text
+    assert "left out: no" in text
+
+
+def test_the_page_has_a_place_for_the_tables(bench: Any) -> None:
+    table = bench("table")
+    page = table.README.read_text()
+    once = table.replaced(page, "text")
+    assert table.replaced(once, "text") == once
+    assert once.count("text") >= 1
+    with pytest.raises(ValueError, match="are needed"):
+        table.replaced("no marks", "text")
+
+
+def test_all_programs_have_rows_that_the_page_can_show(bench: Any) -> None:
+    for name in bench("table").PROGRAMS:
+        module = bench(name)
+        assert len(module.COLUMNS) > 3
+        assert callable(module.line)
