@@ -8,10 +8,10 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml
 PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python lint format bench bench-table kernels kernel-tools clean
+.PHONY: help demo test test-rust test-python test-arm64 lint format bench bench-table kernels kernel-tools clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/created:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ test-rust: $(VENV)/created ## Run the tests of the Rust crates
 
 test-python: $(VENV)/built $(VENV)/dev ## Run the tests of the package, the command line and the documents
 	$(BIN)/python -m pytest
+
+test-arm64: ## Run the Rust tests on an emulated 64-bit Arm processor
+	scripts/test_arm64.sh all
 
 lint: $(VENV)/built $(VENV)/dev ## Check format, lints, types and stubs
 	cargo fmt --all --check
