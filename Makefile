@@ -43,7 +43,7 @@ test-rust: $(VENV)/created ## Run the tests of the Rust crates
 test-python: $(VENV)/built $(VENV)/dev ## Run the tests of the package, the command line and the documents
 	$(BIN)/python -m pytest
 
-test-arm64: ## Run the Rust tests on an emulated 64-bit Arm processor
+test-arm64: ## Run the tests of kernels and arithmetic on an emulated Arm
 	scripts/test_arm64.sh all
 
 lint: $(VENV)/built $(VENV)/dev ## Check format, lints, types and stubs

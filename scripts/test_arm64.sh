@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Tests on an emulated 64-bit Arm processor: scripts/test_arm64.sh [kernels|all]
+# Tests on an emulated 64-bit Arm processor: scripts/test_arm64.sh [bits|kernels|all]
 #
-# `kernels` (the default) runs all tests of rust/simd; `all` also those of the engine that judge its arithmetic. The programs
-# are linked statically with the linker that comes with Rust, so no Arm system and no compiler for one is needed: only
-# Rust's standard library for the target, which rustup fetches once, and Debian's qemu-user.
+# `bits` compares the bits of every operation and kernel with those of other processors (seconds, once it is built),
+# `kernels`, the default, runs all tests of rust/simd (minutes), `all` also those of the engine that judge its arithmetic.
+# The programs are linked statically with the linker that comes with Rust, so no Arm system and no compiler for one is
+# needed: only Rust's standard library for the target, which rustup fetches once, and Debian's qemu-user.
 # Exit code 77: something is missing, nothing was run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,9 +21,9 @@ missing() {
 
 scope=${1:-kernels}
 case $scope in
-kernels | all) ;;
+bits | kernels | all) ;;
 *)
-    echo "test_arm64.sh: found $scope, needed kernels or all" >&2
+    echo "test_arm64.sh: found $scope, needed bits, kernels or all" >&2
     exit 2
     ;;
 esac
@@ -30,7 +31,7 @@ esac
 command -v qemu-aarch64 >/dev/null || missing "qemu-aarch64 was not found (Debian's package qemu-user)"
 if ! [ -d "$(rustc --print target-libdir --target "$TARGET")" ]; then
     command -v rustup >/dev/null || missing "Rust's standard library for $TARGET was not found, nor rustup to fetch it"
-    timeout 300 rustup target add "$TARGET" || missing "rustup could not fetch the standard library for $TARGET"
+    timeout 120 rustup target add "$TARGET" || missing "rustup could not fetch the standard library for $TARGET"
 fi
 
 variable=CARGO_TARGET_$(echo "$TARGET" | tr a-z- A-Z_)
@@ -48,8 +49,12 @@ run_tests_on() {
         cargo test --target "$TARGET" "$@"
     fi
 }
-run_tests_on "$OLDEST" --package spikelet-simd --test emulated
-run_tests_on "$NEWER" --package spikelet-simd --lib --tests
+run_tests_on "$OLDEST" --package spikelet-simd --lib --test emulated of_every_processor
+if [ "$scope" = bits ]; then
+    run_tests_on "$NEWER" --package spikelet-simd --lib --test emulated of_every_processor
+else
+    run_tests_on "$NEWER" --package spikelet-simd --lib --tests
+fi
 if [ "$scope" = all ]; then
     run_tests_on "$NEWER" --package spikelet --lib --test parity --test exactness --test generation
 fi

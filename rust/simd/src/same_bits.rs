@@ -94,7 +94,7 @@ impl Op for Integers<'_> {
 }
 
 #[test]
-fn every_operation_has_the_bits_that_it_has_everywhere() {
+fn every_operation_has_the_bits_of_every_processor() {
     for_each_isa(|level| {
         let (mut rng, mut hash) = (Rng(11), Hash(0xcbf2_9ce4_8422_2325));
         for round in 0..if cfg!(miri) { 20 } else { 4_000 } {
