@@ -15,7 +15,7 @@
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
 //! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`], [`qtile`],
-//! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
+//! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], [`products`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
 //! use spikelet_simd::{Cpu, Level, Matrix, WeightFormat};
@@ -47,6 +47,7 @@ mod neon;
 mod pack;
 mod pool;
 mod portable;
+mod products;
 mod qmatmul;
 mod qtile;
 pub mod quant;
@@ -62,6 +63,7 @@ pub use cpu::Cpu;
 pub use level::{IsaError, Level};
 pub use pack::{Matrix, WeightFormat};
 pub use pool::physical_cores;
+pub use products::Linear;
 pub use vecops::{argmax, exp_in_place, expf, log_sum_exp, sigmoidf};
 
 /// Lanes of the virtual vector.
