@@ -34,11 +34,12 @@ demo: $(VENV)/built ## Write a story with the bundled model, offline
 
 test: test-rust test-python ## Run all tests
 
+TESTED := --workspace --exclude spikelet-py --exclude spikelet-benches
 test-rust: $(VENV)/created ## Run the tests of the Rust crates
 	@if cargo nextest --version >/dev/null 2>&1; \
-		then cargo nextest run --workspace --exclude spikelet-py; \
-		else cargo test --workspace --exclude spikelet-py --lib --tests; fi
-	cargo test --quiet --workspace --exclude spikelet-py --doc
+		then cargo nextest run $(TESTED); \
+		else cargo test $(TESTED) --lib --tests; fi
+	cargo test --quiet $(TESTED) --doc
 
 test-python: $(VENV)/built $(VENV)/dev ## Run the tests of the package, the command line and the documents
 	$(BIN)/python -m pytest
