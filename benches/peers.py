@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,6 +45,10 @@ LOST = 300.0
 """Seconds after which an engine counts as lost: beside other work OpenMP can take minutes."""
 PATIENCE = 150.0
 """Seconds for the rounds of a section."""
+SMALLEST_VOCABULARY = 50257
+"""GPT-2's."""
+DENSE = 0.5
+"""Share of non-zero relu² outputs of plain random weights."""
 
 
 class PeerError(Exception):
@@ -97,6 +101,7 @@ class Child:
             raise
         self.name, self.load_seconds = hello["name"], hello["load_seconds"]
         self.ids: list[int] = []
+        self.failed = False
 
     def receive(self) -> dict[str, Any]:
         """The next answer."""
@@ -117,8 +122,20 @@ class Child:
     def ask(self, do: str, **what: object) -> dict[str, Any]:
         """An order and its answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **what}).encode() + b"\n")
-        return self.receive()
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **what}).encode() + b"\n")
+            return self.receive()
+        except OSError as error:
+            self.failed = True
+            raise PeerError(f"it ended: {error}") from error
+        except PeerError:
+            self.failed = True
+            raise
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest resident size so far."""
+        return int(self.ask("memory")["peak_bytes"])
 
     def decode(self, ids: Sequence[int], tokens: int) -> float:
         """Tokens per second."""
@@ -219,12 +236,20 @@ def sections(plan: Plan, environment: Environment) -> list[Section]:
     return [s for s in found if s.shape is None or s.shape.name in names]
 
 
-def start(contender: Contender, threads: int) -> Child | PeerError:
-    """Loads a model, or says why it cannot."""
+def start(contender: Contender, threads: int, prompt: Sequence[int]) -> Child | PeerError:
+    """Loads a model and warms it up, or says why it cannot."""
     try:
-        return Child(contender, threads)
+        child = Child(contender, threads)
     except PeerError as error:
         return error
+    try:
+        # PyTorch compiles and packs during its first calls.
+        child.decode(prompt[:8], 4)
+        child.prefill(prompt[:64])
+    except PeerError as error:
+        child.end()
+        return error
+    return child
 
 
 def left_out(model: str, engine: str, dtype: str, why: str) -> dict[str, Any]:
@@ -244,68 +269,106 @@ def measure(plan: Plan, section: Section, threads: int) -> list[dict[str, Any]]:
     """Rows of one section."""
     children: list[Child] = []
     rows: list[dict[str, Any]] = []
+    tokens = 8 if plan.quick else 64 if section.shape is RWKV4_169M else 32
+    prompt = [i % SMALLEST_VOCABULARY for i in harness.random_ids(RWKV4_169M, PROMPT)]
+
+    def lost(contender: Contender, error: PeerError) -> None:
+        rows.append(left_out(section.model, contender.engine, contender.format, str(error)))
+
     try:
         for contender in section.contenders:
-            child = start(contender, threads)
+            child = start(contender, threads, prompt)
             if isinstance(child, Child):
                 children.append(child)
             else:
-                rows.append(left_out(section.model, contender.engine, contender.format, str(child)))
-        tokens = 8 if plan.quick else 64 if section.shape is RWKV4_169M else 32
-        # Below every vocabulary of a section.
-        prompt = harness.random_ids(RWKV4_169M, PROMPT)
-        works: dict[str, Any] = dict(harness.roofline(threads))
-        for child in children:
-            label = child.contender.label
-            works[f"{label} decode"] = lambda c=child: c.decode(prompt[:8], tokens)
-            if "prefill" in section.tasks:
-                works[f"{label} prefill"] = lambda c=child: c.prefill(prompt)
-        # PyTorch compiles and packs during its first calls.
-        for child in children:
-            child.decode(prompt[:8], 4)
-            child.prefill(prompt[:64])
+                lost(contender, child)
         idle = idle_share(children)
         if idle > 0.05:
             print(f"{section.model}: the waiting processes use {idle:.0%} of a core", flush=True)
-        found = harness.alternate(works, plan.number_of_rounds(2, 6), PATIENCE)
-        traces = {child.contender.label: child.ids for child in children}
-        for task in section.tasks:
-            rates = {
-                child.contender.label: found[f"{child.contender.label} {task}"]
-                for child in children
-            }
-            for child in children:
-                row: dict[str, Any] = {
-                    "model": section.model,
-                    "task": task,
-                    "engine": child.contender.engine,
-                    "version": child.name,
-                    "format": child.contender.format,
-                    "threads": threads,
-                    "tokens": tokens if task == "decode" else min(PROMPT, child.contender.prompt),
-                    "tokens_per_second": Figure.of(rates[child.contender.label]).json(),
-                    "peak_bytes": child.ask("memory")["peak_bytes"],
-                    "load_seconds": child.load_seconds,
-                    "idle_cores_of_all": idle,
-                }
-                if child.contender.engine == "spikelet" and section.shape is not None:
-                    row["share"] = share(section.shape, task, child, rates, found).json()
-                    row["against"] = against(child, children, rates)
-                row["text"] = same_text(child, children, traces) if task == "decode" else None
-                rows.append(row)
+        while True:
+            try:
+                found = rounds(plan, section, children, prompt, tokens, threads)
+                break
+            except PeerError as error:
+                # Without it, from the beginning: what is compared has to have run in turns.
+                (failed,) = (child for child in children if child.failed)
+                children.remove(failed)
+                failed.end()
+                lost(failed.contender, error)
+        rows += (
+            made_row(plan, section, task, child, children, found)
+            | {"threads": threads, "idle_cores_of_all": idle}
+            | {"tokens": tokens if task == "decode" else child.contender.prompt}
+            for task in section.tasks
+            for child in children
+        )
     finally:
         for child in children:
             child.end()
     return rows
 
 
+def rounds(
+    plan: Plan,
+    section: Section,
+    children: Sequence[Child],
+    prompt: Sequence[int],
+    tokens: int,
+    threads: int,
+) -> dict[str, list[float]]:
+    """Tokens per second of all tasks of all children, and the roofline."""
+    works: dict[str, Callable[[], float]] = dict(harness.roofline(threads))
+    for child in children:
+        label = child.contender.label
+        works[f"{label} decode"] = lambda c=child: c.decode(prompt[:8], tokens)
+        if "prefill" in section.tasks:
+            works[f"{label} prefill"] = lambda c=child: c.prefill(prompt)
+    return harness.alternate(works, plan.number_of_rounds(2, 6), PATIENCE)
+
+
+def made_row(
+    plan: Plan,
+    section: Section,
+    task: str,
+    child: Child,
+    children: Sequence[Child],
+    found: dict[str, list[float]],
+) -> dict[str, Any]:
+    """What is to be told of one child."""
+    rates = {c.contender.label: found[f"{c.contender.label} {task}"] for c in children}
+    row: dict[str, Any] = {
+        "model": section.model,
+        "task": task,
+        "engine": child.contender.engine,
+        "version": child.name,
+        "format": child.contender.format,
+        "tokens_per_second": Figure.of(rates[child.contender.label]).json(),
+        "peak_bytes": child.peak_bytes,
+        "load_seconds": child.load_seconds,
+        "text": None,
+    }
+    if child.contender.engine == "spikelet" and section.shape is not None:
+        density = DENSE if plan.density is None else plan.density
+        row["share"] = share(section.shape, density, task, child, rates, found).json()
+        row["against"] = against(child, children, rates)
+    if task == "decode":
+        traces = {c.contender.label: c.ids for c in children}
+        row["text"] = same_text(child, traces)
+    return row
+
+
 def share(
-    shape: Shape, task: str, child: Child, rates: dict[str, list[float]], found: dict[str, Any]
+    shape: Shape,
+    density: float,
+    task: str,
+    child: Child,
+    rates: dict[str, list[float]],
+    found: dict[str, list[float]],
 ) -> Figure:
     """What this engine reached of the bandwidth (decode) or of the f32 peak (prefill)."""
     own_rates, dtype = rates[child.contender.label], child.contender.format
     if task == "decode":
-        each, roof = bytes_read(shape, dtype, harness.DENSITY) / 1e9, found[READ]
+        each, roof = bytes_read(shape, dtype, density) / 1e9, found[READ]
     else:
         each = 2 * shape.multiply_adds(PROMPT) / PROMPT / 1e9
         roof = found[harness.INT8 if dtype[0] == "q" and harness.INT8 in found else FMA]
@@ -328,9 +391,7 @@ def against(
     return {"peer": best, **harness.ratio(rates[child.contender.label], rates[best]).json()}
 
 
-def same_text(
-    child: Child, children: Sequence[Child], traces: dict[str, list[int]]
-) -> dict[str, int] | None:
+def same_text(child: Child, traces: dict[str, list[int]]) -> dict[str, int] | None:
     """How many tokens from the first on a float32 peer has in common with this engine."""
     ours = traces.get("spikelet f32")
     if child.contender.format != "f32" or child.contender.engine == "spikelet" or ours is None:
@@ -423,7 +484,7 @@ def main() -> None:
         found = measure(plan, section, plan.threads[0])
         rows += found
         print("\n".join(map(line, found)), flush=True)
-    plan.save(rows)
+        plan.save(rows)
     plot(plan, rows)
 
 

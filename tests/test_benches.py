@@ -319,3 +319,61 @@ def test_all_programs_have_rows_that_the_page_can_show(bench: Any) -> None:
         module = bench(name)
         assert len(module.COLUMNS) > 3
         assert callable(module.line)
+
+
+class FakeEngine:
+    """A child that answers at once, or fails from its third decoding on."""
+
+    def __init__(self, peers: Any, contender: Any, fails: bool) -> None:
+        self.peers, self.contender, self.fails = peers, contender, fails
+        self.failed, self.ended, self.calls = False, False, 0
+        self.name, self.load_seconds, self.peak_bytes, self.ids = "fake", 0.5, 1000, [1, 2]
+
+    def decode(self, ids: Any, tokens: int) -> float:
+        self.calls += 1
+        if self.fails and self.calls > 2:
+            self.failed = True
+            raise self.peers.PeerError("no memory")
+        return 10.0
+
+    def prefill(self, ids: Any) -> float:
+        return 100.0
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_an_engine_that_fails_is_left_out_and_the_others_are_measured(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers, harness, shapes = bench("peers"), bench("harness"), bench("shapes")
+    made: list[FakeEngine] = []
+
+    def start(contender: Any, threads: int, prompt: Any) -> FakeEngine:
+        made.append(FakeEngine(peers, contender, contender.engine == "rwkv"))
+        return made[-1]
+
+    monkeypatch.setattr(peers, "start", start)
+    monkeypatch.setattr(peers, "Child", FakeEngine)
+    monkeypatch.setattr(peers, "idle_share", lambda _: 0.0)
+    roof = {harness.READ: lambda: 1.0, harness.FMA: lambda: 1.0}
+    monkeypatch.setattr(harness, "roofline", lambda _: roof)
+    plan = harness.Plan.of("peers", harness.parser("doc").parse_args(["--quick"]))
+    contenders = [
+        peers.Contender(engine, "f32", "", "") for engine in ("spikelet", "rwkv", "transformers")
+    ]
+    section = peers.Section("RWKV-4-169M", shapes.RWKV4_169M, contenders)
+    rows = peers.measure(plan, section, 2)
+    assert [row["engine"] for row in rows if "left_out" in row] == ["rwkv"]
+    kept = [row for row in rows if "left_out" not in row]
+    assert [(row["task"], row["engine"]) for row in kept] == [
+        ("decode", "spikelet"), ("decode", "transformers"),
+        ("prefill", "spikelet"), ("prefill", "transformers"),
+    ]  # fmt: skip
+    assert kept[0]["against"]["peer"] == "transformers f32"
+    assert kept[1]["text"] == {"equal": 2, "of": 2}
+    assert all(engine.ended for engine in made)
+    assert all(peers.line(row).startswith("| RWKV-4-169M |") for row in rows)
