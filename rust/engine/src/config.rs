@@ -7,6 +7,8 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use spikelet_simd::WeightFormat;
+use spikelet_simd::quant::QUANT_BLOCK;
 
 use crate::error::{Error, Result};
 
@@ -87,6 +89,17 @@ impl Neuron {
     }
 }
 
+/// A format's name, as options and files spell it.
+pub fn format_name(format: WeightFormat) -> &'static str {
+    match format {
+        WeightFormat::F32 => "f32",
+        WeightFormat::Bf16 => "bf16",
+        WeightFormat::F16 => "f16",
+        WeightFormat::Q8 => "q8",
+        WeightFormat::Q4 => "q4",
+    }
+}
+
 /// A model's architecture and sizes; what a complete `config.json` says.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelConfig {
@@ -120,6 +133,8 @@ pub struct ModelConfig {
     pub eos_token_id: Option<u32>,
     /// `bytes` and `chars` name built-in tokenizers.
     pub tokenizer_class: Option<String>,
+    /// The format of quantised matrices, [`WeightFormat::Q8`] or [`WeightFormat::Q4`]; none if they are floating point.
+    pub quantization: Option<WeightFormat>,
 }
 
 impl ModelConfig {
@@ -156,6 +171,10 @@ impl ModelConfig {
         if let Some(class) = &self.tokenizer_class {
             put("tokenizer_class", json!(class));
         }
+        if let Some(format) = self.quantization {
+            let (format, version) = (format_name(format), QUANTIZATION_VERSION);
+            put("quantization", json!({ "format": format, "block_size": QUANT_BLOCK, "version": version }));
+        }
         Value::Object(map)
     }
 
@@ -171,6 +190,9 @@ impl ModelConfig {
 fn epsilon_to_json(epsilon: f32) -> Value {
     epsilon.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
+
+/// The layout of quantised tensors that this version writes and reads.
+const QUANTIZATION_VERSION: u64 = 1;
 
 /// Sizes above this are refused: no such model exists, and sums of products of sizes below it cannot overflow.
 const MAX_SIZE: u64 = 1 << 24;
@@ -217,6 +239,7 @@ pub(crate) struct PartialConfig {
     pub eos_token_id: Option<u32>,
     pub tokenizer_class: Option<String>,
     pub tie_word_embeddings: bool,
+    pub quantization: Option<WeightFormat>,
 }
 
 impl PartialConfig {
@@ -285,6 +308,8 @@ impl PartialConfig {
             "eos_token_id" => self.eos_token_id = token_id(path, key, value)?,
             "tokenizer_class" if value.is_null() => {}
             "tokenizer_class" => self.tokenizer_class = Some(string(path, key, value)?.to_owned()),
+            "quantization" if value.is_null() => {}
+            "quantization" => self.quantization = Some(quantization(path, value)?),
             "tie_word_embeddings" => self.tie_word_embeddings = boolean(path, key, value)?,
             _ => {
                 return Err(Error::config(
@@ -297,6 +322,29 @@ impl PartialConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// Every key counts: a file of another block size or version would be read wrongly.
+fn quantization(path: &Path, value: &Value) -> Result<WeightFormat> {
+    const KEYS: [&str; 3] = ["format", "block_size", "version"];
+    let Value::Object(map) = value else {
+        return Err(wrong(path, "quantization", value, "an object with `format`, `block_size` and `version`"));
+    };
+    if let Some(key) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        return Err(Error::config(path, format!("unknown key `{key}` in `quantization`: needed {}", KEYS.join(", "))));
+    }
+    let [format, block_size, version] = KEYS.map(|key| map.get(key).unwrap_or(&Value::Null));
+    if version.as_u64() != Some(QUANTIZATION_VERSION) {
+        return Err(wrong(path, "quantization.version", version, "1, the only one that this version reads"));
+    }
+    if block_size.as_u64() != Some(QUANT_BLOCK as u64) {
+        return Err(wrong(path, "quantization.block_size", block_size, "64"));
+    }
+    match format.as_str() {
+        Some("q8") => Ok(WeightFormat::Q8),
+        Some("q4") => Ok(WeightFormat::Q4),
+        _ => Err(wrong(path, "quantization.format", format, "\"q8\" or \"q4\"")),
     }
 }
 
@@ -385,6 +433,20 @@ mod tests {
         assert!(message(r#"{"model_type": "rwkv4", "variant": "rwkv"}"#).contains("belongs to spikegpt models only"));
         assert!(message(r#"{"model_type": "rwkv4", "neuron": "lif"}"#).contains("belongs to spikegpt models only"));
         assert!(message(r#"{"neuron": "if"}"#).contains("needed \"lif\", \"plif\" or \"none\""));
+        for (quantization, expected) in [
+            ("4", "key `quantization`: found 4, needed an object"),
+            (r#"{"format": "q5", "block_size": 64, "version": 1}"#, "key `quantization.format`: found \"q5\", needed"),
+            (
+                r#"{"format": "q4", "block_size": 32, "version": 1}"#,
+                "key `quantization.block_size`: found 32, needed 64",
+            ),
+            (r#"{"format": "q4", "block_size": 64, "version": 2}"#, "key `quantization.version`: found 2, needed 1"),
+            (r#"{"format": "q4", "block_size": 64}"#, "key `quantization.version`: found null"),
+            (r#"{"format": "q4", "block_size": 64, "version": 1, "bits": 4}"#, "unknown key `bits` in `quantization`"),
+        ] {
+            let found = message(&format!(r#"{{"quantization": {quantization}}}"#));
+            assert!(found.contains(expected), "{found}");
+        }
         assert!(message(r#"{"variant": "x"}"#).contains("needed \"rwkv\" or \"rwkv-ffnpre\""));
         assert!(message(r#"{"eos_token_id": [1, 2]}"#).contains("generation_config.json"));
         assert!(message("[1]").contains("not an object"));
@@ -410,6 +472,7 @@ mod tests {
             bos_token_id: None,
             eos_token_id: Some(0),
             tokenizer_class: Some("bytes".into()),
+            quantization: Some(WeightFormat::Q4),
         };
         let text = config.to_json().to_string();
         assert!(text.contains("\"layer_norm_epsilon\":0.00001"), "{text}");
@@ -418,6 +481,7 @@ mod tests {
         assert_eq!(read.variant, Some(SpikeVariant::RwkvFfnPre));
         assert_eq!(read.rescale_every, Some(6));
         assert_eq!(read.neuron, Some(Neuron::Plif));
+        assert_eq!(read.quantization, Some(WeightFormat::Q4));
         let usual = ModelConfig { neuron: Neuron::Lif, ..config.clone() };
         assert!(!usual.to_json().to_string().contains("neuron"), "the default stays out");
         let silent = ModelConfig { neuron: Neuron::None, ..config.clone() };

@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use spikelet_simd::WeightFormat;
-
+use crate::config::format_name;
 use crate::decode::SequenceState;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -92,17 +91,10 @@ pub fn load_session(path: &Path, model: &Model) -> Result<SequenceState> {
 
 /// What must be equal for a state to mean the same, what differs most first.
 fn identity(model: &Model) -> Result<[(&'static str, String); 4]> {
-    let dtype = match model.format() {
-        WeightFormat::F32 => "f32",
-        WeightFormat::Bf16 => "bf16",
-        WeightFormat::F16 => "f16",
-        WeightFormat::Q8 => "q8",
-        WeightFormat::Q4 => "q4",
-    };
     Ok([
         ("format", FORMAT.into()),
         ("model_sha256", model.checkpoint().sha256()?),
-        ("dtype", dtype.into()),
+        ("dtype", format_name(model.format()).into()),
         ("rescale_every", model.config().rescale_every.to_string()),
     ])
 }

@@ -12,10 +12,11 @@ use common::{Random, VOCAB, bits, load, random_model, random_model_with, run};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::model::{LoadOptions, Model};
 use spikelet::state::Slot;
-use spikelet::weights::{Checkpoint, Dtype, convert};
-use spikelet_simd::{Level, WeightFormat};
+use spikelet::weights::{Checkpoint, Dtype, Quantization, convert, quantize};
+use spikelet_simd::{Cpu, Level, WeightFormat};
 
-const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
+const FORMATS: [WeightFormat; 5] =
+    [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8, WeightFormat::Q4];
 const KINDS: [(&str, &str); 6] = [
     ("spikegpt", r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true"#),
     ("spikegpt, real embedding", r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": false"#),
@@ -221,15 +222,21 @@ fn converting_to_a_format_and_loading_in_it_give_the_same_bits() {
     let ids = ids(8, 20);
     each_model(|name, folder, format| {
         let dtype = match format {
-            WeightFormat::F32 => Dtype::F32,
-            WeightFormat::Bf16 => Dtype::Bf16,
-            WeightFormat::F16 => Dtype::F16,
-            WeightFormat::Q8 | WeightFormat::Q4 => unreachable!("not in FORMATS"),
+            WeightFormat::F32 => Some(Dtype::F32),
+            WeightFormat::Bf16 => Some(Dtype::Bf16),
+            WeightFormat::F16 => Some(Dtype::F16),
+            WeightFormat::Q8 | WeightFormat::Q4 => None,
         };
         let converted = tempfile::tempdir().unwrap();
         let out = converted.path().join("model");
         let checkpoint = Checkpoint::open(folder).unwrap();
-        convert(&checkpoint, &out, Some(dtype), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let quietly = &mut |_, _| ControlFlow::Continue(());
+        if dtype.is_some() {
+            convert(&checkpoint, &out, dtype, quietly).unwrap();
+        } else {
+            let how = Quantization { format, calibration: None };
+            quantize(&checkpoint, &out, how, &Cpu::new(Level::best(), 2), quietly).unwrap();
+        }
         let expected = run(&load(folder, options(format)), &ids, [20]);
         let model = load(&out, LoadOptions::default());
         assert_eq!(model.format(), format, "{name}: the file's own format is kept");

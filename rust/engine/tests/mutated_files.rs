@@ -4,13 +4,16 @@
 
 mod files;
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use files::{golden, legacy_start, sample, tests_folder};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use spikelet::config::ModelType;
-use spikelet::weights::{Checkpoint, SafetensorsFile};
+use spikelet::weights::{Checkpoint, Dtype, Quantization, SafetensorsFile, quantize, save_safetensors};
+use spikelet_simd::{Cpu, Level, WeightFormat};
 
 /// One change of a file. Places are shares of the length, so that they fit files of every size.
 #[derive(Clone, Debug)]
@@ -95,6 +98,19 @@ fn read_everything(path: &Path) {
             let _ = checkpoint.check_finite(&view);
             assert_eq!(view.to_f32().len(), view.shape.iter().product::<usize>());
         }
+        let config = checkpoint.config();
+        let (vocab, hidden, wide) = (config.vocab_size, config.hidden_size, config.intermediate_size);
+        for (name, outputs, inputs) in [
+            ("emb.weight", vocab, hidden),
+            ("head.weight", vocab, hidden),
+            ("blocks.0.ffn.key.weight", wide, hidden),
+            ("blocks.0.ffn.value.weight", hidden, wide),
+        ] {
+            let matrix = checkpoint.matrix(name, outputs, inputs).expect("its shape has been checked");
+            let _ = checkpoint.check_matrix(&matrix);
+            let mut row = vec![0.0; inputs];
+            (0..outputs).for_each(|o| matrix.row_to_f32(o, &mut row));
+        }
         let _ = checkpoint.sha256();
         let _ = checkpoint.inspect();
         let _ = checkpoint.generation_config();
@@ -136,6 +152,28 @@ fn one_file(name: &'static str) -> impl Fn(&Path, &[u8]) -> std::path::PathBuf {
     }
 }
 
+/// The bytes of a small quantised file with an input kept apart.
+fn quantised(format: WeightFormat) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let original = Checkpoint::open_with(&sample("expected_f32.safetensors"), Some(ModelType::Rwkv4)).expect("sound");
+    let how = Quantization { format, calibration: None };
+    let cpu = Cpu::new(Level::best(), 1);
+    quantize(&original, folder.path(), how, &cpu, &mut |_, _| ControlFlow::Continue(())).expect("written");
+    let path = folder.path().join("model.safetensors");
+    let mut all = files::tensors(&path);
+    let head = original.get("head.weight").expect("there").shape[0];
+    for (name, dtype, shape, bytes) in [
+        ("head.weight.outliers", Dtype::I32, vec![1], vec![1, 0, 0, 0]),
+        ("head.weight.outlier_weight", Dtype::Bf16, vec![head, 1], vec![7; 2 * head]),
+    ] {
+        all.push(files::Owned { name: name.into(), dtype, shape, bytes });
+    }
+    let views: Vec<_> = all.iter().map(files::Owned::view).collect();
+    save_safetensors(&path, &views, &BTreeMap::new()).expect("written");
+    assert!(Checkpoint::open(&folder.path().join("model.safetensors")).is_ok(), "a sound seed");
+    read(&path)
+}
+
 #[test]
 #[ignore = "run in a child process with little memory by the test below"]
 fn child_safetensors() {
@@ -145,7 +183,11 @@ fn child_safetensors() {
         r#"{"a":{"dtype":"I64","shape":[1,0],"data_offsets":[0,0]},"__metadata__":{"k":"v"}}"#,
         b"",
     ));
-    mutate(1000, &seeds, one_file("m.safetensors"));
+    // Quantised files say what they are by their tensors' types.
+    for format in [WeightFormat::Q8, WeightFormat::Q4] {
+        seeds.push(quantised(format));
+    }
+    mutate(1400, &seeds, one_file("m.safetensors"));
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn config(vocab_size: usize, tokenizer_class: Option<&str>) -> ModelConfig {
         bos_token_id: None,
         eos_token_id: None,
         tokenizer_class: tokenizer_class.map(str::to_owned),
+        quantization: None,
     }
 }
 

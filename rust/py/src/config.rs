@@ -172,7 +172,7 @@ impl Facts {
         dict.set_item("path", inspection.path.as_os_str())?;
         dict.set_item("model_type", inspection.config.model_type.name())?;
         dict.set_item("config", ModelConfig(inspection.config.clone()).to_dict(py)?)?;
-        dict.set_item("dtype", name(inspection.dtype))?;
+        dict.set_item("dtype", &inspection.dtype)?;
         dict.set_item("num_parameters", inspection.parameters)?;
         dict.set_item("file_bytes", inspection.files.iter().map(|(_, bytes)| bytes).sum::<u64>())?;
         let files = inspection.files.iter().map(|(path, bytes)| (path.as_os_str(), *bytes));
@@ -193,7 +193,7 @@ impl Facts {
         dict.set_item("chat_template", &settings.chat_template)?;
         let memory = PyDict::new(py);
         for (dtype, bytes) in &inspection.memory {
-            memory.set_item(name(*dtype), bytes)?;
+            memory.set_item(dtype, bytes)?;
         }
         dict.set_item("memory_bytes", memory)?;
         dict.set_item("state_bytes", inspection.state_bytes)?;

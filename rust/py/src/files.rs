@@ -5,14 +5,18 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use spikelet::config::format_name;
 use spikelet::error::{Error, Result};
-use spikelet::weights::{Checkpoint, Dtype};
+use spikelet::model::{LoadOptions, Model, calibrate};
+use spikelet::tokenizer::load_tokenizer;
+use spikelet::weights::{Checkpoint, Dtype, Quantization, QuantizedMatrix};
 use spikelet_simd::measure::{fma_peak, read_bandwidth};
-use spikelet_simd::{Level, physical_cores};
+use spikelet_simd::{Cpu, Level, WeightFormat, physical_cores};
 
+use crate::args::{Int, Prompt};
 use crate::config::Facts;
 use crate::errors::{bad_option, engine};
-use crate::load::open_options;
+use crate::load::{open_options, thread_count};
 
 /// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
 ///
@@ -67,12 +71,112 @@ fn matrix_type(name: &str) -> Result<Dtype> {
         "f32" => Ok(Dtype::F32),
         "bf16" => Ok(Dtype::Bf16),
         "f16" => Ok(Dtype::F16),
-        "q8" | "q4" => Err(Error::Unsupported {
-            what: format!("dtype {name:?}"),
-            reason: "this version has no quantised formats; use \"f32\", \"bf16\" or \"f16\"".into(),
-        }),
+        "q8" | "q4" => {
+            Err(bad_option("dtype", format!("{name:?}"), "\"f32\", \"bf16\" or \"f16\" (`quantize` makes q8 and q4)"))
+        }
         _ => Err(bad_option("dtype", format!("{name:?}"), "\"f32\", \"bf16\" or \"f16\"")),
     }
+}
+
+/// Writes a model with quantised matrices as a model folder, which `load` then takes like any other.
+///
+/// Matrices become integers of 8 or 4 bits with a scale per 64 inputs; head and embedding have 8 bits in both formats, a binary
+/// embedding is kept. A text shows which inputs of each matrix count most: their weights lose least, and the few that are far
+/// larger than the others are kept in 16 bits. The folder's files appear when all are complete; until then what was there stays.
+///
+/// Args:
+///     src: a model folder, a safetensors file or the authors' `.pth` file.
+///     dst: the folder to write.
+///     dtype: `"q8"` or `"q4"`.
+///     calibration: a text like those that the model is used on, or its token ids; some thousand tokens. None: every input counts
+///         alike, and none is kept apart.
+///     threads: threads to compute with; None: the physical cores.
+///     model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+///     spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
+///     progress: is called with `"reading"` (the text) or `"quantising"`, the tokens or weights done, and how many there are. What it
+///         raises stops the work.
+///
+/// Returns:
+///     A dict per matrix: `name`, `dtype`, `shape`, `outliers` (inputs kept in 16 bits), `error` (squares of what the weights lose, as a
+///     share of their squares).
+///
+/// Raises:
+///     FormatError, UnsupportedError: `src` is no model that this version reads.
+///     TokenizerError: the calibration is a text and the model has no tokenizer.
+///     FileError: a file cannot be read or written.
+#[pyfunction]
+#[pyo3(signature = (
+    src, dst, *, dtype="q4", calibration=None, threads=None, model_type=None, spike_embedding=None, progress=None
+))]
+#[expect(clippy::too_many_arguments, reason = "the keywords of a Python function")]
+pub fn quantize<'py>(
+    py: Python<'py>,
+    src: PathBuf,
+    dst: PathBuf,
+    dtype: &str,
+    calibration: Option<Prompt>,
+    threads: Option<Int>,
+    model_type: Option<&str>,
+    spike_embedding: Option<bool>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let mut raised = None;
+    let mut tell = |stage: &str, done: u64, total: u64| {
+        let told = Python::attach(|py| match &progress {
+            Some(progress) => progress.call1(py, (stage, done, total)).map(drop),
+            None => py.check_signals(),
+        });
+        match told {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                raised = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    };
+    let quantised = engine(py, || {
+        let format = match dtype {
+            "q8" => WeightFormat::Q8,
+            "q4" => WeightFormat::Q4,
+            _ => return Err(bad_option("dtype", format!("{dtype:?}"), "\"q8\" or \"q4\"")),
+        };
+        let open = open_options(model_type, spike_embedding)?;
+        let threads = threads.map(thread_count).transpose()?;
+        let Some(calibration) = calibration else {
+            let checkpoint = Checkpoint::open_with(&src, open)?;
+            let cpu = Cpu::new(level()?, threads.unwrap_or_else(physical_cores));
+            let how = Quantization { format, calibration: None };
+            return spikelet::weights::quantize(&checkpoint, &dst, how, &cpu, &mut |d, t| tell("quantising", d, t));
+        };
+        let model = Model::load(&src, &LoadOptions { threads, open, ..LoadOptions::default() })?;
+        let tokens = match calibration {
+            Prompt::Text(text) => load_tokenizer(&src, Some(model.config()))?.encode(&text)?,
+            Prompt::Ids(ids) => ids.resolve("calibration", model.config().vocab_size)?,
+        };
+        if tokens.is_empty() {
+            return Err(bad_option("calibration", "no tokens", "a text of at least one token, better some thousand"));
+        }
+        let seen = calibrate(&model, &tokens, &mut |done, total| tell("reading", done, total))?;
+        let how = Quantization { format, calibration: Some(&seen) };
+        let mut tell = |done, total| tell("quantising", done, total);
+        spikelet::weights::quantize(model.checkpoint(), &dst, how, model.cpu(), &mut tell)
+    });
+    let report = raised.map_or(quantised, Err)?;
+    let entry = |matrix: QuantizedMatrix| {
+        let dict = PyDict::new(py);
+        dict.set_item("name", matrix.name)?;
+        dict.set_item("dtype", format_name(matrix.format))?;
+        dict.set_item("shape", matrix.shape)?;
+        dict.set_item("outliers", matrix.outliers)?;
+        dict.set_item("error", matrix.error)?;
+        Ok(dict)
+    };
+    report.into_iter().map(entry).collect()
+}
+
+/// The instruction set in use.
+fn level() -> Result<Level> {
+    Level::detect().map_err(|error| Error::Unsupported { what: "SPIKELET_ISA".into(), reason: error.to_string() })
 }
 
 /// What a model's files hold, without loading it: a dict.
@@ -150,8 +254,6 @@ pub fn measure_fma_peak(py: Python<'_>, threads: usize) -> PyResult<f64> {
         if threads == 0 {
             return Err(bad_option("threads", "0", "at least 1"));
         }
-        let level = Level::detect()
-            .map_err(|error| Error::Unsupported { what: "SPIKELET_ISA".into(), reason: error.to_string() })?;
-        Ok(fma_peak(level, threads))
+        Ok(fma_peak(level()?, threads))
     })
 }

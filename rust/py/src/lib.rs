@@ -25,7 +25,9 @@ mod _spikelet {
     #[pymodule_export]
     use super::config::ModelConfig;
     #[pymodule_export]
-    use super::files::{convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth};
+    use super::files::{
+        convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth, quantize,
+    };
     #[pymodule_export]
     use super::generation::{Completion, Generation, GenerationStats};
     #[pymodule_export]

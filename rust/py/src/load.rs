@@ -65,22 +65,20 @@ fn check_device(device: &str) -> Result<()> {
 
 /// The format of a `dtype` option; none for `"auto"`.
 fn format(dtype: &str) -> Result<Option<WeightFormat>> {
-    const NEEDED: &str = "\"auto\", \"f32\", \"bf16\" or \"f16\"";
+    const NEEDED: &str = "\"auto\", \"f32\", \"bf16\", \"f16\", \"q8\" or \"q4\"";
     match dtype {
         "auto" => Ok(None),
         "f32" => Ok(Some(WeightFormat::F32)),
         "bf16" => Ok(Some(WeightFormat::Bf16)),
         "f16" => Ok(Some(WeightFormat::F16)),
-        "q8" | "q4" => Err(Error::Unsupported {
-            what: format!("dtype {dtype:?}"),
-            reason: format!("this version has no quantised formats; use {NEEDED}"),
-        }),
+        "q8" => Ok(Some(WeightFormat::Q8)),
+        "q4" => Ok(Some(WeightFormat::Q4)),
         _ => Err(bad_option("dtype", format!("{dtype:?}"), NEEDED)),
     }
 }
 
 /// More threads than any machine has processors would be a mistake that costs memory.
-fn thread_count(threads: Int) -> Result<usize> {
+pub fn thread_count(threads: Int) -> Result<usize> {
     const NEEDED: &str = "a number of threads from 1 to 1024";
     let count = threads.to("threads", NEEDED)?;
     if (1..=1024).contains(&count) { Ok(count) } else { Err(bad_option("threads", count, NEEDED)) }

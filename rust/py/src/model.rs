@@ -8,8 +8,8 @@ use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
+use spikelet::config::format_name;
 use spikelet::error::Result;
-use spikelet_simd::WeightFormat;
 
 use crate::args::{Bias, Ids, Int, Prompt, Prompts, Seeds, Strings};
 use crate::batch;
@@ -60,16 +60,10 @@ impl Model {
         ModelConfig(self.config().clone())
     }
 
-    /// Format of the matrices in memory: `"f32"`, `"bf16"` or `"f16"`. Activations and states are always f32.
+    /// Format of the matrices in memory: `"f32"`, `"bf16"`, `"f16"`, `"q8"` or `"q4"`. Activations and states are always f32.
     #[getter]
     pub fn dtype(&self) -> &'static str {
-        match self.shared.model.format() {
-            WeightFormat::F32 => "f32",
-            WeightFormat::Bf16 => "bf16",
-            WeightFormat::F16 => "f16",
-            WeightFormat::Q8 => "q8",
-            WeightFormat::Q4 => "q4",
-        }
+        format_name(self.shared.model.format())
     }
 
     /// Where it computes: `"cpu"`.
@@ -84,7 +78,7 @@ impl Model {
         self.shared.model.cpu().threads()
     }
 
-    /// Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it.
+    /// Instruction set it computes with: `"avx512"`, `"avx2"` or `"portable"`. Results do not depend on it.
     #[getter]
     fn isa(&self) -> &'static str {
         self.shared.model.cpu().level().name()

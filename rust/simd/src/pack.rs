@@ -80,11 +80,7 @@ impl Matrix {
     ) -> Matrix {
         if format.is_quantized() {
             let quantized = quant::quantize(cpu, format, outputs, inputs, None, &[], row);
-            let scales: Vec<u8> = quantized.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-            let codes = &quantized.codes;
-            let view =
-                QuantizedView { format, outputs, inputs, codes, scales: &scales, outliers: &[], outlier_weights: &[] };
-            return Matrix::pack_quantized(cpu, &view);
+            return quantized.with_view(|view| Matrix::pack_quantized(cpu, view));
         }
         let width = if format == WeightFormat::F32 { 4 } else { 2 };
         Matrix::in_panels(cpu, outputs, inputs, format, inputs * PANEL * width, |first, bytes| {
@@ -255,11 +251,11 @@ impl Matrix {
     }
 }
 
-/// Writes one output's weights into its slot of a panel.
-fn scatter<const N: usize>(panel: &mut [u8], slot: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
+/// Writes one output's weights into its lane of a panel.
+fn scatter<const N: usize>(panel: &mut [u8], lane: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
     let (slots, _) = panel.as_chunks_mut::<N>();
     for (slots, &value) in slots.chunks_exact_mut(PANEL).zip(values) {
-        slots[slot] = narrow(value);
+        slots[lane] = narrow(value);
     }
 }
 

@@ -121,7 +121,33 @@ impl Quantized {
     }
 }
 
+impl Quantized {
+    /// Hands `f` the matrix with numbers as in a file.
+    pub fn with_view<R>(&self, f: impl FnOnce(&QuantizedView<'_>) -> R) -> R {
+        let little = |numbers: &[u16]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+        f(&QuantizedView {
+            format: self.format,
+            outputs: self.outputs,
+            inputs: self.inputs,
+            codes: &self.codes,
+            scales: &little(&self.scales),
+            outliers: &self.outliers,
+            outlier_weights: &little(&self.outlier_weights),
+        })
+    }
+}
+
 impl QuantizedView<'_> {
+    /// The same matrix times `factor`, a power of two: its scales and the weights of its outliers, two bytes each. Exact unless they
+    /// become too small for a bfloat16.
+    pub fn scaled(&self, factor: f32) -> (Vec<u8>, Vec<u8>) {
+        let times = |bytes: &[u8]| -> Vec<u8> {
+            let values = bytes.as_chunks::<2>().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b)) * factor);
+            values.flat_map(|value| f32_to_bf16(value).to_le_bytes()).collect()
+        };
+        (times(self.scales), times(self.outlier_weights))
+    }
+
     /// Writes row `o` to `buf[..inputs]`.
     pub fn row_to_f32(&self, o: usize, buf: &mut [f32]) {
         let (blocks, kept) = (blocks_of(self.inputs), self.outliers.len());
@@ -275,6 +301,15 @@ fn encode_q8(values: &[f32], codes: &mut [u8], scales: &mut [u16]) {
             let v = if scale > 0.0 { (w / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
             *code = v as i8 as u8;
         }
+    }
+}
+
+/// Rounds a row to what q8 stores of it.
+pub fn round_to_q8(row: &mut [f32]) {
+    for block in row.chunks_mut(QUANT_BLOCK) {
+        let (mut codes, mut scale) = ([0; QUANT_BLOCK], [0]);
+        encode_q8(block, &mut codes[..block.len()], &mut scale);
+        decode(WeightFormat::Q8, &codes, |_| bf16_to_f32(scale[0]), block);
     }
 }
 
@@ -555,23 +590,19 @@ mod tests {
     }
 
     fn assert_view_is_equal(matrix: &Quantized) {
-        let little = |numbers: &[u16]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
-        let (scales, outlier_weights) = (little(&matrix.scales), little(&matrix.outlier_weights));
-        let view = QuantizedView {
-            format: matrix.format,
-            outputs: matrix.outputs,
-            inputs: matrix.inputs,
-            codes: &matrix.codes,
-            scales: &scales,
-            outliers: &matrix.outliers,
-            outlier_weights: &outlier_weights,
-        };
         let (mut one, mut other) = (vec![f32::NAN; matrix.inputs], vec![f32::NAN; matrix.inputs]);
-        for o in 0..matrix.outputs {
-            matrix.row_to_f32(o, &mut one);
-            view.row_to_f32(o, &mut other);
-            assert_same_bits(&one, &other, "view");
-        }
+        matrix.with_view(|view| {
+            let (scales, outlier_weights) = view.scaled(0.25);
+            let quarter = QuantizedView { scales: &scales, outlier_weights: &outlier_weights, ..*view };
+            for o in 0..matrix.outputs {
+                matrix.row_to_f32(o, &mut one);
+                view.row_to_f32(o, &mut other);
+                assert_same_bits(&one, &other, "view");
+                quarter.row_to_f32(o, &mut other);
+                other.iter_mut().for_each(|w| *w *= 4.0);
+                assert_same_bits(&one, &other, "scaled view");
+            }
+        });
     }
 
     #[test]

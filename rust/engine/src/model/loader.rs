@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use spikelet_simd::convert::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use spikelet_simd::quant::{QuantizedView, quantize, round_to_q8};
 use spikelet_simd::{Cpu, Matrix, WeightFormat};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::state::StateLayout;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, MatrixView, matrix_format};
 
 /// Weights and bias of a layer norm.
 pub struct LayerNorm {
@@ -29,6 +30,7 @@ impl LayerNorm {
 pub struct Embedding {
     checkpoint: Arc<Checkpoint>,
     name: &'static str,
+    vocab: usize,
     format: WeightFormat,
 }
 
@@ -36,14 +38,21 @@ impl Embedding {
     /// The rows of a pass's tokens, `[n][hidden]`, rounded to the format of the model's matrices. Only the signs of a binary
     /// embedding count, so that is not rounded: a small negative weight would become -0, which fires.
     pub fn rows(&self, tokens: impl Iterator<Item = u32>, hidden: usize, out: &mut [f32]) {
-        let table = self.checkpoint.get(self.name).expect("the table was found when the model was loaded");
+        let table = self.checkpoint.matrix(self.name, self.vocab, hidden);
+        let table = table.expect("the table was found when the model was loaded");
         for (token, line) in tokens.zip(out.chunks_exact_mut(hidden)) {
             table.row_to_f32(token as usize, line);
         }
         match self.format {
-            WeightFormat::F32 | WeightFormat::Q8 | WeightFormat::Q4 => {}
+            WeightFormat::F32 => {}
             WeightFormat::Bf16 => out.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x))),
             WeightFormat::F16 => out.iter_mut().for_each(|x| *x = f16_to_f32(f32_to_f16(*x))),
+            WeightFormat::Q8 | WeightFormat::Q4 => {
+                // What is stored so is so already.
+                if let MatrixView::Float(_) = table {
+                    out.chunks_exact_mut(hidden).for_each(round_to_q8);
+                }
+            }
         }
     }
 }
@@ -99,15 +108,21 @@ impl<'a> Loader<'a> {
 
     /// A matrix stored `[outputs, inputs]`, every element divided by `divisor`, a power of two.
     pub fn linear(&mut self, name: &str, outputs: usize, inputs: usize, divisor: f32) -> Result<Matrix> {
-        let view = self.checkpoint.expect(name, &[outputs, inputs])?;
-        self.checkpoint.check_finite(&view)?;
+        let view = self.checkpoint.matrix(name, outputs, inputs)?;
+        self.checkpoint.check_matrix(&view)?;
         let factor = divisor.recip();
+        let format = matrix_format(name, self.format, false).unwrap_or(self.format);
+        if format.is_quantized() {
+            let matrix = self.quantized(&view, format, [outputs, inputs], factor);
+            self.bytes += matrix.bytes();
+            return Ok(matrix);
+        }
         let overflow = std::sync::atomic::AtomicBool::new(false);
-        let limit = match self.format {
+        let limit = match format {
             WeightFormat::F16 => 65_520.0,
             _ => f32::INFINITY,
         };
-        let row = |row: usize, out: &mut [f32]| {
+        let matrix = Matrix::pack(outputs, inputs, format, self.cpu, |row, out| {
             view.row_to_f32(row, out);
             if factor != 1.0 {
                 out.iter_mut().for_each(|w| *w *= factor);
@@ -115,8 +130,7 @@ impl<'a> Loader<'a> {
             if out.iter().any(|w| w.abs() >= limit) {
                 overflow.store(true, std::sync::atomic::Ordering::Relaxed);
             }
-        };
-        let matrix = Matrix::pack(outputs, inputs, self.format, self.cpu, row);
+        });
         if overflow.into_inner() {
             return Err(Error::Tensor {
                 path: self.checkpoint.path().to_path_buf(),
@@ -128,11 +142,40 @@ impl<'a> Loader<'a> {
         Ok(matrix)
     }
 
+    /// A matrix in a format of integers, with `factor` times its weights: as it is stored, or quantised here.
+    fn quantized(
+        &self,
+        matrix: &MatrixView<'_>,
+        format: WeightFormat,
+        [outputs, inputs]: [usize; 2],
+        factor: f32,
+    ) -> Matrix {
+        let outliers = match matrix {
+            MatrixView::Quantised { view, .. } if view.format == format => {
+                let (scales, outlier_weights) = view.scaled(factor);
+                let view = QuantizedView { scales: &scales, outlier_weights: &outlier_weights, ..*view };
+                return Matrix::pack_quantized(self.cpu, &view);
+            }
+            MatrixView::Quantised { view, .. } => view.outliers,
+            MatrixView::Float(_) => &[],
+        };
+        let row = |row: usize, out: &mut [f32]| {
+            matrix.row_to_f32(row, out);
+            out.iter_mut().for_each(|w| *w *= factor);
+        };
+        let quantized = quantize(self.cpu, format, outputs, inputs, None, outliers, row);
+        quantized.with_view(|view| Matrix::pack_quantized(self.cpu, view))
+    }
+
     /// The table of token embeddings.
     pub fn embedding(&self, name: &'static str) -> Result<Embedding> {
-        let view = self.checkpoint.expect(name, &[self.config.vocab_size, self.config.hidden_size])?;
-        self.checkpoint.check_finite(&view)?;
-        let format = if self.config.spike_embedding { WeightFormat::F32 } else { self.format };
-        Ok(Embedding { checkpoint: Arc::clone(self.checkpoint), name, format })
+        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        let view = self.checkpoint.matrix(name, vocab, hidden)?;
+        self.checkpoint.check_matrix(&view)?;
+        let format = match matrix_format(name, self.format, self.config.spike_embedding) {
+            Some(format) if !self.config.spike_embedding => format,
+            _ => WeightFormat::F32,
+        };
+        Ok(Embedding { checkpoint: Arc::clone(self.checkpoint), name, vocab, format })
     }
 }

@@ -1,13 +1,19 @@
 //! What a model's matrices are multiplied with over a text: the calibration of quantised weights.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use spikelet_simd::Matrix;
 
 use super::Model;
+use crate::backend::{LogitsWanted, PassRow, Runner};
+use crate::error::{Error, Result};
 
 /// Tokens whose inputs are kept whole.
 const SAMPLES: usize = 64;
+/// Tokens of a pass of [`calibrate`]: few enough for their logits to stay small.
+const PART: usize = 256;
 
 /// Watches the products of passes, see [`CpuRunner::forward_observed`](crate::backend::CpuRunner::forward_observed).
 #[derive(Debug)]
@@ -80,6 +86,39 @@ impl Observer {
     }
 }
 
+/// Lets `model` read a text, as far as `progress` allows (tokens read, tokens in all), and says what its matrices were multiplied
+/// with, by the names of their tensors.
+///
+/// # Errors
+/// [`Error::TokenId`] for an id outside the vocabulary, [`Error::Cancelled`], or [`Error::Logits`] if the model computes numbers
+/// that are not finite.
+pub fn calibrate(
+    model: &Arc<Model>,
+    tokens: &[u32],
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<BTreeMap<String, InputStatistics>> {
+    let mut observer = Observer::new(model, tokens.len());
+    let mut runner = model.runner();
+    let slot = runner.alloc_slot();
+    let mut done = 0;
+    for part in tokens.chunks(PART) {
+        if progress(done, tokens.len() as u64).is_break() {
+            return Err(Error::Cancelled);
+        }
+        let row = PassRow { slot, tokens: part, logits: LogitsWanted::All, keep: &[slot] };
+        runner.forward_observed(row, &mut observer)?;
+        done += part.len() as u64;
+    }
+    if progress(done, done).is_break() {
+        return Err(Error::Cancelled);
+    }
+    let statistics = observer.into_statistics();
+    if let Some(bad) = statistics.values().find(|s| s.squares.iter().any(|square| !square.is_finite())) {
+        return Err(Error::Logits { reason: format!("the inputs of `{}` are not finite over this text", bad.name) });
+    }
+    Ok(statistics)
+}
+
 fn address(matrix: &Matrix) -> usize {
     std::ptr::from_ref(matrix).addr()
 }
@@ -87,7 +126,6 @@ fn address(matrix: &Matrix) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{LogitsWanted, PassRow, Runner};
     use crate::model::LoadOptions;
     use crate::weights::Checkpoint;
     use std::path::Path;

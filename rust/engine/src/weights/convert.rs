@@ -8,11 +8,11 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use super::Checkpoint;
 use super::layout::is_vector;
 use super::tensor::{Dtype, TensorView, decode};
 use super::write::{PendingFile, Plan, header, order, pending_text};
-use crate::config::ModelType;
+use super::{Checkpoint, MatrixView};
+use crate::config::{ModelConfig, ModelType};
 use crate::error::{Error, Result};
 
 /// Values converted at a time.
@@ -25,8 +25,9 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// Writes `checkpoint` as a model folder to `folder`, which is made if needed.
 ///
-/// With `dtype` (F32, BF16 or F16) the matrices are rounded to it, to nearest, ties to even; vectors, which are small and matter more, then keep
-/// their type unless it is widened to F32. Without, every byte stays as it is. Values that are not finite, or too large for F16, are refused.
+/// With `dtype` (F32, BF16 or F16) the matrices are rounded to it, to nearest, ties to even, after those that are quantised have become
+/// numbers; vectors, which are small and matter more, then keep their type unless it is widened to F32. Without, every byte stays as it is.
+/// Values that are not finite, or too large for F16, are refused.
 ///
 /// Files appear only when all are complete: an error, a full disk or a `Break` leaves the folder as it was.
 pub fn convert(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<()> {
@@ -37,9 +38,32 @@ pub fn convert(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, pro
             needed: "F32, BF16 or F16".into(),
         });
     }
+    let mut config = checkpoint.config().clone();
+    if dtype.is_some() {
+        config.quantization = None;
+    }
+    write_folder(checkpoint, &config, folder, |path| weights(checkpoint, path, dtype, progress))
+}
+
+/// Makes a model folder of `config`, what goes with the weights of `checkpoint`, and the file that `weights` writes to a path.
+pub(super) fn write_folder(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    folder: &Path,
+    weights: impl FnOnce(&Path) -> Result<PendingFile>,
+) -> Result<()> {
     let made = !folder.exists();
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let result = write_all(checkpoint, folder, dtype, progress);
+    let write_all = || {
+        let mut files = vec![weights(&folder.join("model.safetensors"))?];
+        let mut text =
+            serde_json::to_string_pretty(&config.to_json()).map_err(|e| Error::config(folder, e.to_string()))?;
+        text.push('\n');
+        files.push(pending_text(&folder.join("config.json"), &text)?);
+        files.extend(companions(checkpoint.folder(), folder)?);
+        files.into_iter().try_for_each(PendingFile::commit)
+    };
+    let result = write_all();
     if made && result.is_err() {
         // Fails, as it should, if something is in it after all.
         let _ = std::fs::remove_dir(folder);
@@ -47,14 +71,80 @@ pub fn convert(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, pro
     result
 }
 
-fn write_all(checkpoint: &Checkpoint, folder: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<()> {
-    let mut files = vec![weights(checkpoint, &folder.join("model.safetensors"), dtype, progress)?];
-    let mut config = serde_json::to_string_pretty(&checkpoint.config().to_json())
-        .map_err(|e| Error::config(folder, e.to_string()))?;
-    config.push('\n');
-    files.push(pending_text(&folder.join("config.json"), &config)?);
-    files.extend(companions(checkpoint.folder(), folder)?);
-    files.into_iter().try_for_each(PendingFile::commit)
+/// A tensor on its way into the new file.
+struct Piece<'a> {
+    from: Values<'a>,
+    name: &'a str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+/// Where its values are.
+enum Values<'a> {
+    Stored(TensorView<'a>),
+    Quantised(MatrixView<'a>),
+}
+
+impl<'a> Piece<'a> {
+    /// All tensors as they are, or the model's in the given type.
+    fn all(checkpoint: &'a Checkpoint, dtype: Option<Dtype>) -> Result<Vec<Piece<'a>>> {
+        let mut pieces = Vec::new();
+        for name in checkpoint.names() {
+            if dtype.is_some() && checkpoint.is_quantised_part(name) {
+                continue;
+            }
+            let piece = match (dtype, checkpoint.quantised_shape(name)) {
+                (Some(dtype), Some((outputs, inputs))) => {
+                    let from = Values::Quantised(checkpoint.matrix(name, outputs, inputs)?);
+                    Piece { from, name, dtype, shape: vec![outputs, inputs] }
+                }
+                _ => {
+                    let view = checkpoint.get(name)?;
+                    Piece { name, dtype: target(&view, dtype), shape: view.shape.to_vec(), from: Values::Stored(view) }
+                }
+            };
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    /// Refuses values that no model should have.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        match (&self.from, checkpoint.quantised_shape(self.name)) {
+            (Values::Quantised(matrix), _) => checkpoint.check_matrix(matrix),
+            (_, Some((outputs, inputs))) => checkpoint.check_matrix(&checkpoint.matrix(self.name, outputs, inputs)?),
+            (Values::Stored(view), None) => checkpoint.check_finite(view),
+        }
+    }
+
+    /// The bytes if they stay as they are.
+    fn unchanged(&self) -> Option<&'a [u8]> {
+        match &self.from {
+            Values::Stored(view) if view.dtype == self.dtype => Some(view.bytes),
+            _ => None,
+        }
+    }
+
+    /// Hands the values on, some at a time.
+    fn each_part(&self, mut part: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        match &self.from {
+            Values::Stored(view) => {
+                let mut values = vec![0.0; CHUNK];
+                view.bytes.chunks(CHUNK * view.dtype.size()).try_for_each(|bytes| {
+                    let values = &mut values[..bytes.len() / view.dtype.size()];
+                    decode(view.dtype, bytes, values);
+                    part(values)
+                })
+            }
+            Values::Quantised(matrix) => {
+                let mut values = vec![0.0; self.shape[1]];
+                (0..self.shape[0]).try_for_each(|row| {
+                    matrix.row_to_f32(row, &mut values);
+                    part(&values)
+                })
+            }
+        }
+    }
 }
 
 /// The type that a tensor gets.
@@ -69,36 +159,38 @@ fn target(stored: &TensorView<'_>, dtype: Option<Dtype>) -> Dtype {
 }
 
 fn weights(checkpoint: &Checkpoint, path: &Path, dtype: Option<Dtype>, progress: Progress<'_>) -> Result<PendingFile> {
-    let views = checkpoint.names().map(|name| checkpoint.get(name)).collect::<Result<Vec<_>>>()?;
+    let pieces = Piece::all(checkpoint, dtype)?;
     let mut plans: Vec<Plan<'_>> =
-        views.iter().map(|v| Plan { name: v.name, dtype: target(v, dtype), shape: v.shape }).collect();
+        pieces.iter().map(|p| Plan { name: p.name, dtype: p.dtype, shape: &p.shape }).collect();
     order(&mut plans);
-    let views: BTreeMap<&str, &TensorView<'_>> = views.iter().map(|v| (v.name, v)).collect();
+    let pieces: BTreeMap<&str, &Piece<'_>> = pieces.iter().map(|p| (p.name, p)).collect();
     let total = plans.iter().map(|p| p.bytes() as u64).sum();
     let mut done = 0;
     let mut file = PendingFile::create(path)?;
     file.write(&header(&plans, &BTreeMap::new()))?;
     let config = checkpoint.config();
     let spikes = config.model_type == ModelType::SpikeGpt && config.spike_embedding;
-    let (mut values, mut out) = (vec![0.0; CHUNK], Vec::new());
+    let mut out = Vec::new();
     for plan in &plans {
-        let view = views[plan.name];
-        checkpoint.check_finite(view)?;
-        let keep_sign = spikes && plan.name == "emb.weight";
-        for (i, bytes) in view.bytes.chunks(CHUNK * view.dtype.size()).enumerate() {
+        let piece = pieces[plan.name];
+        piece.check(checkpoint)?;
+        let mut write = |bytes: &[u8]| {
             if progress(done, total).is_break() {
                 return Err(Error::Cancelled);
             }
-            if plan.dtype == view.dtype {
-                file.write(bytes)?;
-                done += bytes.len() as u64;
-                continue;
-            }
-            let values = &mut values[..bytes.len() / view.dtype.size()];
-            decode(view.dtype, bytes, values);
+            done += bytes.len() as u64;
+            file.write(bytes)
+        };
+        if let Some(bytes) = piece.unchanged() {
+            bytes.chunks(CHUNK * plan.dtype.size()).try_for_each(&mut write)?;
+            continue;
+        }
+        let keep_sign = spikes && plan.name == "emb.weight";
+        let mut index = 0;
+        piece.each_part(|values| {
             encode(plan.dtype, values, keep_sign, &mut out);
             if let Some(at) = overflow(plan.dtype, &out) {
-                let (value, index) = (values[at], i * CHUNK + at);
+                let (value, index) = (values[at], index + at);
                 let (name, largest) = match plan.dtype {
                     Dtype::F16 => ("F16", "65504; take BF16 or F32"),
                     _ => ("BF16", "3.39e38; take F32"),
@@ -106,9 +198,9 @@ fn weights(checkpoint: &Checkpoint, path: &Path, dtype: Option<Dtype>, progress:
                 let reason = format!("{value} at flat index {index} is too large for {name} (at most {largest})");
                 return Err(Error::tensor(checkpoint.path(), plan.name, reason));
             }
-            file.write(&out)?;
-            done += out.len() as u64;
-        }
+            index += values.len();
+            write(&out)
+        })?;
     }
     if progress(done, total).is_break() {
         return Err(Error::Cancelled);

@@ -8,8 +8,10 @@ use std::path::Path;
 use super::OpenOptions;
 use super::layout::{Tensors, check, missing};
 use super::names::{Family, block_of, family};
-use crate::config::{ModelConfig, ModelType, Neuron, PartialConfig, SpikeVariant};
+use super::{Dtype, quantized};
+use crate::config::{ModelConfig, ModelType, Neuron, PartialConfig, SpikeVariant, format_name};
 use crate::error::{Error, Result};
+use spikelet_simd::WeightFormat;
 
 /// Completes a configuration from the tensors and checks one against the other, names and shapes.
 pub(super) fn complete(
@@ -78,6 +80,7 @@ pub(super) fn complete(
         bos_token_id: partial.bos_token_id,
         eos_token_id: partial.eos_token_id,
         tokenizer_class: partial.tokenizer_class.clone(),
+        quantization: decide_quantization(path, tensors, partial)?,
     };
     check(path, tensors, &config)?;
     Ok(config)
@@ -186,6 +189,21 @@ fn decide_neuron(tensors: &Tensors, partial: &PartialConfig, model_type: ModelTy
     }
 }
 
+/// Quantised matrices show by their type; what the configuration says must agree.
+fn decide_quantization(path: &Path, tensors: &Tensors, partial: &PartialConfig) -> Result<Option<WeightFormat>> {
+    const SAMPLE: &str = "blocks.0.ffn.key.weight";
+    let stored = tensors.get(SAMPLE).map(|t| t.dtype);
+    let found = stored.and_then(quantized::format_of_type);
+    match partial.quantization {
+        Some(said) if found != Some(said) => {
+            let (said, needed) = (format_name(said), quantized::type_of(said).name());
+            let stored = stored.map_or("nothing", Dtype::name);
+            Err(Error::config(path, format!("quantization is {said}, but `{SAMPLE}` holds {stored}, needed {needed}")))
+        }
+        _ => Ok(found),
+    }
+}
+
 /// The rows and columns of a matrix that sizes are read from.
 fn matrix(path: &Path, tensors: &Tensors, name: &str) -> Result<(usize, usize)> {
     let Some(stored) = tensors.get(name) else {
@@ -209,7 +227,7 @@ fn agree(path: &Path, key: &str, said: Option<usize>, found: usize, what: &str) 
 #[cfg(test)]
 mod tests {
     use super::super::layout::{Shape, expected};
-    use super::super::{Data, Dtype, Stored};
+    use super::super::{Data, Stored};
     use super::*;
 
     /// Tensors of these sizes; opening never looks at values.
@@ -234,6 +252,7 @@ mod tests {
             bos_token_id: None,
             eos_token_id: None,
             tokenizer_class: None,
+            quantization: None,
         };
         let stored = |(name, shape): (String, Shape)| {
             let shape = match shape {

@@ -1,9 +1,9 @@
 //! Which tensors a model must have, and of which shapes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::{Stored, TensorView};
+use super::{Stored, TensorView, quantized};
 use crate::config::{ModelConfig, Neuron, SpikeVariant};
 use crate::error::{Error, Result};
 
@@ -88,7 +88,7 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
     list
 }
 
-/// Every expected tensor must be there with its shape and a float type, and no other.
+/// Every expected tensor must be there with its shape and a float type, or with the parts of a quantised one; and no other.
 pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
     // A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
     let blocks = config.num_hidden_layers;
@@ -97,10 +97,16 @@ pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Res
         return Err(Error::format(path, reason));
     }
     let expected = expected(config);
+    let known: BTreeSet<String> =
+        expected.iter().flat_map(|(name, shape)| quantized::names(config, name, *shape)).collect();
     for (name, shape) in &expected {
         let Some(stored) = tensors.get(name) else {
-            return Err(missing(path, tensors, name, Some(&expected)));
+            return Err(missing(path, tensors, name, Some(&known)));
         };
+        if let Some(matrix) = quantized::expected_matrix(config, name, *shape) {
+            quantized::check(path, tensors, name, matrix)?;
+            continue;
+        }
         if !shape.fits(&stored.shape) {
             return Err(Error::tensor(
                 path,
@@ -113,7 +119,7 @@ pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Res
             return Err(Error::tensor(path, name, format!("found type {found}, needed F32, BF16, F16 or F64")));
         }
     }
-    if let Some(name) = first_unexpected(tensors, &expected) {
+    if let Some(name) = first_unexpected(tensors, &known) {
         return Err(Error::tensor(
             path,
             name,
@@ -123,13 +129,12 @@ pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Res
     Ok(())
 }
 
-fn first_unexpected<'a>(tensors: &'a Tensors, expected: &[(String, Shape)]) -> Option<&'a str> {
-    let known: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    tensors.keys().map(String::as_str).find(|name| !known.contains(name))
+fn first_unexpected<'a>(tensors: &'a Tensors, known: &BTreeSet<String>) -> Option<&'a str> {
+    tensors.keys().map(String::as_str).find(|name| !known.contains(*name))
 }
 
-pub(super) fn missing(path: &Path, tensors: &Tensors, name: &str, expected: Option<&[(String, Shape)]>) -> Error {
-    let instead = expected.and_then(|expected| first_unexpected(tensors, expected));
+pub(super) fn missing(path: &Path, tensors: &Tensors, name: &str, known: Option<&BTreeSet<String>>) -> Error {
+    let instead = known.and_then(|known| first_unexpected(tensors, known));
     let reason = match instead {
         Some(found) => format!("it is missing; perhaps misnamed: found `{found}`, which the model does not have"),
         None => format!("it is missing among the {} tensors found", tensors.len()),

@@ -14,7 +14,10 @@ mod inspect;
 mod layout;
 mod map;
 mod names;
+mod outliers;
 mod pth;
+mod quantize;
+mod quantized;
 mod safetensors;
 mod tensor;
 mod write;
@@ -29,6 +32,8 @@ use sha2::{Digest, Sha256};
 
 pub use self::convert::{Progress, convert};
 pub use self::inspect::{Inspection, TensorInfo};
+pub use self::quantize::{Quantization, QuantizedMatrix, quantize};
+pub use self::quantized::{MatrixView, matrix_format};
 pub use self::safetensors::SafetensorsFile;
 pub use self::tensor::{Dtype, TensorView};
 pub use self::write::save_safetensors;
@@ -37,6 +42,7 @@ use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
 use layout::Tensors;
 use map::MappedFile;
+use quantized::Quantised;
 
 /// Longest `config.json` that is read.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -82,6 +88,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     files: Vec<MappedFile>,
     tensors: Tensors,
+    /// What is known of quantised matrices, by name.
+    quantised: BTreeMap<String, Quantised>,
     sha256: OnceLock<String>,
 }
 
@@ -107,7 +115,8 @@ impl Checkpoint {
             tie(path, &files, &mut tensors)?;
         }
         let config = infer::complete(path, &tensors, &partial, options.into())?;
-        Ok(Checkpoint { path: path.to_owned(), config, files, tensors, sha256: OnceLock::new() })
+        let quantised = quantized::read(path, &files, &tensors, &config)?;
+        Ok(Checkpoint { path: path.to_owned(), config, files, tensors, quantised, sha256: OnceLock::new() })
     }
 
     /// The complete configuration.
@@ -120,12 +129,12 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The original authors' names of all tensors, sorted.
+    /// The original authors' names of all tensors, sorted; of a quantised matrix also those of its parts.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor by the original authors' name, whatever the file calls it.
+    /// A tensor as stored, by the original authors' name, whatever the file calls it.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((name, stored)) = self.tensors.get_key_value(name) else {
             return Err(Error::tensor(&self.path, name, "the model has no such tensor"));
@@ -140,6 +149,33 @@ impl Checkpoint {
             Ok(view)
         } else {
             Err(Error::tensor(&self.path, name, format!("found shape {:?}, needed {shape:?}", view.shape)))
+        }
+    }
+
+    /// A matrix `[outputs, inputs]`, floating point or quantised.
+    pub fn matrix<'a>(&'a self, name: &'a str, outputs: usize, inputs: usize) -> Result<MatrixView<'a>> {
+        if self.quantised.contains_key(name) {
+            quantized::matrix(self, name, (outputs, inputs))
+        } else {
+            self.expect(name, &[outputs, inputs]).map(MatrixView::Float)
+        }
+    }
+
+    /// Outputs and inputs of a quantised matrix; none for other tensors.
+    fn quantised_shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.quantised.get(name).map(Quantised::shape)
+    }
+
+    /// Whether a tensor is a quantised matrix's scales or outliers.
+    fn is_quantised_part(&self, name: &str) -> bool {
+        quantized::whole_of(name).is_some_and(|whole| self.quantised.contains_key(whole))
+    }
+
+    /// Refuses a matrix with a value that is not finite, or with a code that means nothing, naming the place.
+    pub fn check_matrix(&self, matrix: &MatrixView<'_>) -> Result<()> {
+        match matrix {
+            MatrixView::Float(view) => self.check_finite(view),
+            MatrixView::Quantised { name, view } => quantized::check_values(&self.path, name, view),
         }
     }
 
@@ -158,7 +194,8 @@ impl Checkpoint {
         layout::check_finite(&self.path, view)
     }
 
-    /// The type of the big matrices.
+    /// The type of the big matrices as stored; what it means if they are quantised says
+    /// [`ModelConfig::quantization`](crate::config::ModelConfig::quantization).
     pub fn dtype(&self) -> Dtype {
         // Opening has made sure that this tensor is there.
         self.tensors.get("blocks.0.ffn.key.weight").map_or(Dtype::F32, |t| t.dtype)

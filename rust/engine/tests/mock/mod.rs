@@ -71,6 +71,7 @@ impl MockRunner {
             bos_token_id: None,
             eos_token_id: None,
             tokenizer_class: None,
+            quantization: None,
         };
         Self {
             config,
