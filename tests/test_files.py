@@ -69,7 +69,7 @@ def test_what_the_callback_raises_leaves_the_old_files(golden: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("dtype", "error", "message"),
     [
-        ("q4", spikelet.UnsupportedError, 'dtype "q4" .*"f32", "bf16" or "f16"'),
+        ("q4", spikelet.OptionError, '`dtype`: found "q4", .*`quantize` makes q8 and q4'),
         ("f64", spikelet.OptionError, '`dtype`: found "f64"'),
     ],
 )

@@ -112,11 +112,6 @@ def test_home_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
             'device "cuda" is not supported: .*CPU only',
         ),
         ({"device": "tpu"}, spikelet.OptionError, '`device`: found "tpu", needed "auto", "cpu"'),
-        (
-            {"dtype": "q8"},
-            spikelet.UnsupportedError,
-            'dtype "q8" .*use "auto", "f32", "bf16" or "f16"',
-        ),
         ({"dtype": "int3"}, spikelet.OptionError, '`dtype`: found "int3", needed "auto", "f32"'),
         ({"threads": 0}, spikelet.OptionError, "`threads`: found 0, needed .* from 1 to 1024"),
         ({"threads": -1}, spikelet.OptionError, "`threads`: found -1"),

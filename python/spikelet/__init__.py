@@ -28,6 +28,7 @@ from spikelet._spikelet import (
     cpu_features,
     default_options,
     inspect,
+    quantize,
 )
 from spikelet._token import Token, TokenLogprob
 from spikelet.errors import (
@@ -77,6 +78,7 @@ __all__ = [
     "inspect",
     "load",
     "local_models",
+    "quantize",
 ]
 
 

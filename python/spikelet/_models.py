@@ -82,7 +82,7 @@ def load(
     path_or_name: str | os.PathLike[str] | None = None,
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    dtype: Literal["auto", "f32", "bf16", "f16", "q8", "q4"] = "auto",
     threads: int | None = None,
     model_type: str | None = None,
     spike_embedding: bool | None = None,
@@ -94,8 +94,9 @@ def load(
         path_or_name: a model folder, a safetensors file, the authors' `.pth` file, or the name of a
             model or run under `home()`. None: the model that comes with the package.
         device: `"cpu"`; `"auto"` is the same in this version, and `"cuda"` raises.
-        dtype: format of the matrices in memory; `"auto"` is the file's own. Activations and states
-            are always float32.
+        dtype: format of the matrices in memory; `"auto"` is the file's own. `"q8"` and `"q4"` of
+            a model that is not stored so are made while loading, without calibration: better
+            once with `spikelet quantize`. States are always float32.
         threads: to compute with. None: the number of physical cores. Results do not depend on it.
         model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
         spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do

@@ -34,6 +34,7 @@ __all__ = [
     "measure_read_bandwidth",
     "mix_backward",
     "mix_forward",
+    "quantize",
     "sigmoid",
     "wkv4_backward",
     "wkv4_forward",
@@ -90,6 +91,45 @@ def convert(
 
     Raises:
         FormatError, UnsupportedError: `src` is no model that this version reads.
+        FileError: a file cannot be read or written.
+    """
+
+def quantize(
+    src: _Path,
+    dst: _Path,
+    *,
+    dtype: str = "q4",
+    calibration: _Prompt | None = None,
+    threads: int | None = None,
+    model_type: str | None = None,
+    spike_embedding: bool | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Writes a model with quantised matrices as a model folder, which `load` then takes like any other.
+
+    Matrices become integers of 8 or 4 bits with a scale per 64 inputs; head and embedding have 8 bits in both formats, a binary
+    embedding is kept. A text shows which inputs of each matrix count most: their weights lose least, and the few that are far
+    larger than the others are kept in 16 bits. The folder's files appear when all are complete; until then what was there stays.
+
+    Args:
+        src: a model folder, a safetensors file or the authors' `.pth` file.
+        dst: the folder to write.
+        dtype: `"q8"` or `"q4"`.
+        calibration: a text like those that the model is used on, or its token ids; some thousand tokens. None: every input counts
+            alike, and none is kept apart.
+        threads: threads to compute with; None: the physical cores.
+        model_type: `"spikegpt"` or `"rwkv4"`, for files that do not say.
+        spike_embedding: whether a SpikeGPT was trained with a binary embedding, for files that do not say.
+        progress: is called with `"reading"` (the text) or `"quantising"`, the tokens or weights done, and how many there are. What it
+            raises stops the work.
+
+    Returns:
+        A dict per matrix: `name`, `dtype`, `shape`, `outliers` (inputs kept in 16 bits), `error` (squares of what the weights lose, as a
+        share of their squares).
+
+    Raises:
+        FormatError, UnsupportedError: `src` is no model that this version reads.
+        TokenizerError: the calibration is a text and the model has no tokenizer.
         FileError: a file cannot be read or written.
     """
 
@@ -244,7 +284,7 @@ class Model:
         """Architecture and sizes."""
     @property
     def dtype(self) -> str:
-        """Format of the matrices in memory: `"f32"`, `"bf16"` or `"f16"`. Activations and states are always f32."""
+        """Format of the matrices in memory: `"f32"`, `"bf16"`, `"f16"`, `"q8"` or `"q4"`. Activations and states are always f32."""
     @property
     def device(self) -> str:
         """Where it computes: `"cpu"`."""
@@ -253,7 +293,7 @@ class Model:
         """Threads it computes with."""
     @property
     def isa(self) -> str:
-        """Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it."""
+        """Instruction set it computes with: `"avx512"`, `"avx2"` or `"portable"`. Results do not depend on it."""
     @property
     def path(self) -> Path:
         """The folder or file it was loaded from."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "how well a model predicts texts, and how it does in tasks",
     "info": "what is in a model folder or file",
     "convert": "store a model in another format or number type",
+    "quantize": "store a model with 8- or 4-bit weights",
     "train": "train a model on a text file",
     "report": "show training runs as one HTML page",
     "lm": "train, list and use language models by name",

@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-bytes",
-        type=_size,
+        type=parse_size,
         metavar="N",
         help="read only so many bytes of each text; 64k and 10M work too",
     )
@@ -235,7 +235,8 @@ def _is_model(word: str) -> bool:
     return word in local_models()
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
+    """Bytes from `4096`, `64k` or `10M`."""
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if unit not in _SIZES or not number.isdigit() or int(number) < 1:
         raise argparse.ArgumentTypeError(

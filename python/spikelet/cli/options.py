@@ -53,7 +53,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
             "-m", "--model", metavar="MODEL", help=f"{text} (default: the bundled model)"
         )
     group.add_argument(
-        "--dtype", metavar="TYPE", help="number type of the weights: auto, f32, bf16, f16"
+        "--dtype", metavar="TYPE", help="number type of the weights: auto, f32, bf16, f16, q8, q4"
     )
     group.add_argument(
         "--threads", type=int, metavar="N", help="threads (default: the physical cores)"
