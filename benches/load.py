@@ -58,7 +58,10 @@ def stored(source: Path, dtype: str) -> Path | None:
     folder = source.with_name(f"{source.name}-{dtype}")
     if not folder.exists():
         try:
-            spikelet.convert(source, folder, dtype=dtype)
+            if dtype in ("q8", "q4"):
+                spikelet.quantize(source, folder, dtype=dtype)
+            else:
+                spikelet.convert(source, folder, dtype=dtype)
         except spikelet.SpikeletError as error:
             harness.left_out(dtype, str(error))
             shutil.rmtree(folder, ignore_errors=True)
