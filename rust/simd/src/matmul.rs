@@ -193,7 +193,7 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
         };
     }
     if I::TILE_VECTORS == 2 {
-        several!(1: 4, 2: 4, 3: 2, 4: 2);
+        several!(1: 4, 2: 4);
     } else {
         several!(1: 2, 2: 1);
     }

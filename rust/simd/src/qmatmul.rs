@@ -124,35 +124,15 @@ impl<'a> Parts<'a> {
 fn dots<I: Isa, const NIBBLES: bool>(isa: I, a: Dots<'_>) {
     let parts = Parts::of::<NIBBLES>(&a);
     let (n, outputs) = (a.n, a.w.outputs());
-    let full = a.panels.end.min(outputs / PANEL);
-    let mut panel = a.panels.start;
-    // A few tokens: several panels at once, as for floating point, because one alone has too few independent sums.
-    macro_rules! several {
-        ($($t:literal: $p:literal),*) => {
-            match n {
-                $($t => for _ in 0..full.saturating_sub(panel) / $p {
-                    let to = parts.tile(panel, 0, (a.y.start().wrapping_add(panel * PANEL), outputs));
-                    // SAFETY: these panels are full and belong to this task; `Parts` has checked the sizes.
-                    unsafe { dot_tile::<I, NIBBLES, $p, 0, 2, $t>(isa, to, 0..parts.blocks, true) };
-                    panel += $p;
-                },)*
-                _ => (),
-            }
-        };
-    }
-    if I::TILE_VECTORS == 2 {
-        several!(1: 4, 2: 4, 3: 2, 4: 2);
-    } else {
-        several!(1: 2);
-    }
-    // The others panel by panel: all inputs of a few tokens, which stay in the first level cache, a chunk of the inputs of many.
+    // Panel by panel, so that memory is read in order: all inputs of a few tokens, which stay in the first level cache, a chunk of the
+    // inputs of many.
     let chunk_blocks = if n <= STREAM_TOKENS { parts.blocks.max(1) } else { CHUNK };
     // Tiles of nearly equal size, so that none is too small to be fast.
     let tiles = n.div_ceil(STREAM_TOKENS);
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
     for chunk in 0..parts.blocks.div_ceil(chunk_blocks).max(1) {
         let blocks = chunk * chunk_blocks..parts.blocks.min((chunk + 1) * chunk_blocks);
-        for panel in panel..a.panels.end {
+        for panel in a.panels.clone() {
             let target = Target { y: a.y, outputs, panel };
             for i in 0..tiles {
                 let tokens = i * n / tiles..(i + 1) * n / tiles;
