@@ -98,7 +98,8 @@ impl Op for Multiply {
         let mut sums = [(); Self::CHAINS].map(|()| isa.load(&black_box(std::array::from_fn(|i| i as f32))));
         for _ in 0..self.0 {
             for sum in &mut sums {
-                *sum = isa.fma(*sum, factor, term);
+                // Added to in place, as sums in matrix products are: the only form that Arm has.
+                *sum = isa.fma(factor, term, *sum);
             }
         }
         sums.iter().map(|&v| sum_lanes(isa, v)).sum()
