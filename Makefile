@@ -8,10 +8,10 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml
 PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python lint format bench bench-table kernels kernel-tools clean
+.PHONY: help demo test test-rust test-python test-arm64 lint format bench bench-table kernels kernel-tools clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/created:
 	$(PYTHON) -m venv $(VENV)
@@ -34,14 +34,18 @@ demo: $(VENV)/built ## Write a story with the bundled model, offline
 
 test: test-rust test-python ## Run all tests
 
+TESTED := --workspace --exclude spikelet-py --exclude spikelet-benches
 test-rust: $(VENV)/created ## Run the tests of the Rust crates
 	@if cargo nextest --version >/dev/null 2>&1; \
-		then cargo nextest run --workspace --exclude spikelet-py; \
-		else cargo test --workspace --exclude spikelet-py --lib --tests; fi
-	cargo test --quiet --workspace --exclude spikelet-py --doc
+		then cargo nextest run $(TESTED); \
+		else cargo test $(TESTED) --lib --tests; fi
+	cargo test --quiet $(TESTED) --doc
 
 test-python: $(VENV)/built $(VENV)/dev ## Run the tests of the package, the command line and the documents
 	$(BIN)/python -m pytest
+
+test-arm64: ## Run the tests of kernels and arithmetic on an emulated Arm
+	scripts/test_arm64.sh all
 
 lint: $(VENV)/built $(VENV)/dev ## Check format, lints, types and stubs
 	cargo fmt --all --check

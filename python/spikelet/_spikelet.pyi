@@ -293,7 +293,7 @@ class Model:
         """Threads it computes with."""
     @property
     def isa(self) -> str:
-        """Instruction set it computes with: `"avx512"`, `"avx2"` or `"portable"`. Results do not depend on it."""
+        """Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it."""
     @property
     def path(self) -> Path:
         """The folder or file it was loaded from."""

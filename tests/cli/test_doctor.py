@@ -92,6 +92,12 @@ def test_a_crash_is_reported(
     assert "SIGILL" in outcome.detail
 
 
+def test_the_flags_of_arm_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"processor": "0", "Features": "fp asimd evtstrm aes asimddp"}
+    monkeypatch.setattr(doctor, "_cpuinfo", lambda: info)
+    assert doctor.cpu_flags() == ["asimd", "asimddp"]
+
+
 def test_json(cli: Cli, answered: Path) -> None:
     report = json.loads(cli("doctor", "--model", answered, "--json").out)
     assert report["ok"] is True

@@ -24,8 +24,11 @@ examples:
   spikelet doctor
   spikelet doctor --json > report.json
 """
-# What matters for the kernels, of the flags that Linux names.
-_FLAGS = "sse4_2 avx f16c fma avx2 avx512f avx512bw avx512vl avx512_vnni avx512_bf16".split()  # noqa: SIM905
+# What matters for the kernels, of the flags that Linux names on x86 and on Arm.
+_FLAGS = (
+    *"sse4_2 avx f16c fma avx2 avx512f avx512bw avx512vl avx512_vnni avx512_bf16".split(),  # noqa: SIM905
+    *"asimd asimddp".split(),  # noqa: SIM905
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +109,8 @@ def cpu_model() -> str:
 
 def cpu_flags() -> list[str]:
     """What the processor can do, as far as kernels care."""
-    flags = _cpuinfo().get("flags", "").split()
+    info = _cpuinfo()
+    flags = (info.get("flags") or info.get("Features", "")).split()
     return [flag for flag in _FLAGS if flag in flags]
 
 

@@ -78,7 +78,7 @@ impl Model {
         self.shared.model.cpu().threads()
     }
 
-    /// Instruction set it computes with: `"avx512"`, `"avx2"` or `"portable"`. Results do not depend on it.
+    /// Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it.
     #[getter]
     fn isa(&self) -> &'static str {
         self.shared.model.cpu().level().name()

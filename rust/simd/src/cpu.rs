@@ -1,31 +1,18 @@
 //! [`Cpu`]: an instruction set, threads, and every operation that models are made of.
 
-use crate::matmul::{self, Blocked, Product, STREAM_TOKENS, Stream};
-use crate::pack::PANEL;
 use crate::pool::Pool;
-use crate::qmatmul::{Dots, Encode, code_stride};
-use crate::qtile::{BLOCK, Codes};
+use crate::products::Scratch;
 use crate::recurrence::{Lif, Sequences, Wkv4};
 use crate::shared::SharedMut;
-use crate::tile::{Dense, Picks, Steps};
 use crate::vecops::{Add, Binary, Heaviside, LayerNorm, Map, Map2, ReluSquared, Scale, SigmoidMul, TokenMix, Unary};
-use crate::{LANES, Level, Matrix};
+use crate::{LANES, Level};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Work smaller than this (some 5 to 10 microseconds) stays on the calling thread: elements of an elementwise operation, and
-/// weights times tokens.
-const SMALL_ROWS: usize = 32 << 10;
-const SMALL_PRODUCT: usize = 128 << 10;
-/// Panels that one task of a streamed product takes at least, so that the kernel can run them side by side.
-const PANELS_AT_ONCE: usize = 4;
+/// Elements of an elementwise operation that take some 5 to 10 microseconds: fewer stay on the calling thread.
+pub(crate) const SMALL_ROWS: usize = 32 << 10;
 /// Tasks per thread: more than one, so that a thread held up by another process leaves its share to the others.
 const TASKS_PER_THREAD: usize = 4;
-/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at less than
-/// half the speed. Where arithmetic takes longer than memory, nearly any share pays.
-const SPARSE_SHARE: (usize, usize) = (2, 5);
-const SPARSE_SHARE_BUSY: (usize, usize) = (3, 4);
-
 /// Execution context: an instruction set and a pool of threads. Shared by all passes over a model, also from several threads at once.
 ///
 /// Slices are row-major, `[tokens][width]`; their lengths are asserted. After the first few calls nothing allocates.
@@ -34,13 +21,6 @@ pub struct Cpu {
     pool: Pool,
     /// Buffers not in use; calls at the same time take different ones.
     scratch: Mutex<Vec<Scratch>>,
-}
-
-#[derive(Default)]
-struct Scratch {
-    x: Vec<f32>,
-    picks: Picks,
-    codes: Codes,
 }
 
 impl Cpu {
@@ -68,7 +48,7 @@ impl Cpu {
     }
 
     /// Splits `0..count` into tasks of `step` or a multiple; all in one if `work` is small.
-    fn split(&self, count: usize, step: usize, small: bool, task: &(dyn Fn(Range<usize>) + Sync)) {
+    pub(crate) fn split(&self, count: usize, step: usize, small: bool, task: &(dyn Fn(Range<usize>) + Sync)) {
         if count == 0 {
             return;
         }
@@ -79,130 +59,13 @@ impl Cpu {
         self.run(count.div_ceil(size), &|i| task(i * size..count.min((i + 1) * size)));
     }
 
-    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> R {
-        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut scratch = lock().pop().unwrap_or_default();
-        let result = f(&mut scratch);
-        lock().push(scratch);
-        result
+    /// Buffers of a product, kept between calls.
+    pub(crate) fn take_scratch(&self) -> Scratch {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// `y[n][outputs] = x[n][inputs] . W^T`. The bits of a token's outputs depend on its inputs and the weights only.
-    pub fn matmul(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32]) {
-        check_product(w, x, n, y);
-        match n {
-            0 => (),
-            _ if w.format().is_quantized() => self.with_scratch(|scratch| self.dots(w, x, n, y, scratch)),
-            1 => self.stream(w, x, x.len(), 1, Dense { inputs: w.inputs() }, true, y),
-            2..=STREAM_TOKENS => self.with_scratch(|scratch| {
-                let (width, stride) = (w.inputs(), matmul::stream_stride(w.inputs()));
-                grow(&mut scratch.x, n * stride);
-                for (from, to) in x.chunks_exact(width.max(1)).zip(scratch.x.chunks_exact_mut(stride)) {
-                    to[..width].copy_from_slice(from);
-                }
-                self.stream(w, &scratch.x[..n * stride], stride, n, Dense { inputs: width }, true, y);
-            }),
-            _ => self.with_scratch(|scratch| self.blocked(w, x, n, y, &mut scratch.x)),
-        }
-    }
-
-    /// The same product, to the bit, faster if many inputs are zero in all of up to 8 tokens: their weights are not read.
-    pub fn matmul_sparse(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32]) {
-        check_product(w, x, n, y);
-        if n == 0 || n > STREAM_TOKENS || w.inputs() == 0 || w.format().is_quantized() {
-            return self.matmul(w, x, n, y);
-        }
-        let done = self.with_scratch(|scratch| {
-            let width = w.inputs();
-            let busy = n > STREAM_TOKENS / 2 && w.format().bits_per_weight() <= 16.0;
-            let share = if busy { SPARSE_SHARE_BUSY } else { SPARSE_SHARE };
-            let most = width * share.0 / share.1;
-            let Some(picked) = scratch.picks.find(x, n, width, most) else {
-                return false;
-            };
-            let stride = matmul::stream_stride(picked.len());
-            grow(&mut scratch.x, n * stride);
-            for (from, to) in x.chunks_exact(width).zip(scratch.x.chunks_exact_mut(stride)) {
-                picked.gather(from, to);
-            }
-            self.stream(w, &scratch.x[..n * stride], stride, n, picked, true, y);
-            true
-        });
-        if !done {
-            self.matmul(w, x, n, y);
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // the loop has these inputs
-    fn stream<S: Steps + Sync>(
-        &self,
-        w: &Matrix,
-        x: &[f32],
-        x_stride: usize,
-        n: usize,
-        steps: S,
-        fresh: bool,
-        y: &mut [f32],
-    ) {
-        let y = &SharedMut::new(y);
-        let small = w.outputs() * steps.len() * n < SMALL_PRODUCT;
-        self.split(w.outputs().div_ceil(PANEL), PANELS_AT_ONCE, small, &|panels| {
-            self.level.dispatch(Stream(Product { w, x, x_stride, n, steps, fresh, y, panels }));
-        });
-    }
-
-    /// The product of integer weights, and of their outlier columns.
-    fn dots(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], scratch: &mut Scratch) {
-        let (width, outputs) = (w.inputs(), w.outputs());
-        let Scratch { codes, x: gathered, .. } = scratch;
-        codes.prepare(n, width.div_ceil(BLOCK), code_stride(width));
-        let outliers = w.outliers();
-        {
-            let Codes { codes, scales, sums } = codes;
-            let (codes, scales, sums) = (&SharedMut::new(codes), &SharedMut::new(scales), &SharedMut::new(sums));
-            let outliers = outliers.map_or(&[] as &[u32], |o| &o.inputs);
-            self.split(n, 1, x.len() < SMALL_ROWS, &|tokens| {
-                self.level.dispatch(Encode { x, width, outliers, tokens, codes, scales, sums });
-            });
-        }
-        {
-            let (x, y) = (&*codes, &SharedMut::new(y));
-            // A product of bytes takes about a quarter of the time.
-            let small = outputs * width * n < 4 * SMALL_PRODUCT;
-            let step = if n <= STREAM_TOKENS { PANELS_AT_ONCE } else { 1 };
-            self.split(outputs.div_ceil(PANEL), step, small, &|panels| {
-                self.level.dispatch_dot(Dots { w, x, n, y, panels });
-            });
-        }
-        let Some(outliers) = outliers else { return };
-        let k = outliers.inputs.len();
-        let stride = matmul::stream_stride(k);
-        grow(gathered, n * stride);
-        for (from, to) in x.chunks_exact(width).zip(gathered.chunks_exact_mut(stride)) {
-            to.iter_mut().zip(&outliers.inputs).for_each(|(to, &i)| *to = from[i as usize]);
-        }
-        for (x, y) in gathered[..n * stride].chunks(STREAM_TOKENS * stride).zip(y.chunks_mut(STREAM_TOKENS * outputs)) {
-            let n = y.len() / outputs;
-            self.stream(&outliers.columns, x, stride, n, Dense { inputs: k }, false, y);
-        }
-    }
-
-    fn blocked(&self, w: &Matrix, x: &[f32], n: usize, y: &mut [f32], copy: &mut Vec<f32>) {
-        let width = w.inputs();
-        let len = matmul::blocked_len(width, n);
-        grow(copy, len);
-        let to = &SharedMut::new(&mut copy[..len]);
-        self.split(n, 1, x.len() < SMALL_ROWS, &|tokens| {
-            for t in tokens {
-                matmul::copy_blocked(&x[t * width..(t + 1) * width], n, t, to);
-            }
-        });
-        let (x, y) = (&copy[..len], &SharedMut::new(y));
-        let small = w.outputs() * width * n < SMALL_PRODUCT;
-        self.split(w.outputs().div_ceil(PANEL), 1, small, &|panels| {
-            let steps = Dense { inputs: width };
-            self.level.dispatch(Blocked(Product { w, x, x_stride: 0, n, steps, fresh: true, y, panels }));
-        });
+    pub(crate) fn give_scratch(&self, scratch: Scratch) {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
     }
 
     /// `y = (x - mean) / sqrt(variance + eps) * weight + bias` over each of `n` rows of `weight.len()` channels.
@@ -340,22 +203,10 @@ impl Cpu {
     }
 }
 
-/// Makes room for `len` elements; keeps what memory there is.
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-}
-
 /// Lengths are the caller's program, not its data: a wrong one is a mistake to be found at once.
 #[track_caller]
-fn check(op: &str, lengths: &[(&str, usize, usize)]) {
+pub(crate) fn check(op: &str, lengths: &[(&str, usize, usize)]) {
     for (name, found, wanted) in lengths {
         assert_eq!(found, wanted, "{op}: wrong length of `{name}` (left: found, right: needed)");
     }
-}
-
-#[track_caller]
-fn check_product(w: &Matrix, x: &[f32], n: usize, y: &[f32]) {
-    check("matmul", &[("x", x.len(), n * w.inputs()), ("y", y.len(), n * w.outputs())]);
 }

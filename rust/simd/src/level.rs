@@ -1,5 +1,7 @@
 //! Which instruction set to use: detection, the `SPIKELET_ISA` override, and the one place that enters a kernel.
 
+#[cfg(target_arch = "aarch64")]
+use crate::neon::Neon;
 use crate::{Op, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2::Avx2, avx512::Avx512};
@@ -7,7 +9,8 @@ use std::fmt;
 
 /// Environment variable that forces an instruction set.
 const VARIABLE: &str = "SPIKELET_ISA";
-const NAMES: [&str; 4] = ["avx512", "avx2-vnni", "avx2", "portable"];
+/// Best first; those of other processors are known too, so that asking for one says what is wrong.
+const NAMES: [&str; 6] = ["avx512", "avx2-vnni", "avx2", "neon-dotprod", "neon", "portable"];
 
 /// An instruction set that this processor has been seen to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +24,10 @@ enum Kind {
     Avx2Vnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(Neon<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<false>),
     Portable(Portable),
 }
 
@@ -77,7 +84,8 @@ impl Level {
         NAMES.iter().filter_map(|name| Level::by_name(name).ok()).collect()
     }
 
-    /// The instruction set of this name: `avx512`, `avx2`, `avx2-vnni` (with dot products of bytes) or `portable`.
+    /// The instruction set of this name: `avx512`, `avx2-vnni` (with dot products of bytes), `avx2`, `neon-dotprod` (likewise), `neon` or
+    /// `portable`.
     ///
     /// # Errors
     /// If the name is unknown, or if this processor does not have it.
@@ -89,9 +97,12 @@ impl Level {
             "avx2-vnni" => Avx2::<true>::new().map(Kind::Avx2Vnni),
             #[cfg(target_arch = "x86_64")]
             "avx2" => Avx2::<false>::new().map(Kind::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            "neon-dotprod" => Neon::<true>::new().map(Kind::NeonDotprod),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Neon::<false>::new().map(Kind::Neon),
             "portable" => Some(Kind::Portable(Portable)),
-            #[cfg(not(target_arch = "x86_64"))]
-            "avx512" | "avx2-vnni" | "avx2" => None,
+            other if NAMES.contains(&other) => None,
             _ => {
                 return Err(IsaError::Unknown { name: name.to_owned() });
             }
@@ -108,6 +119,10 @@ impl Level {
             Kind::Avx2Vnni(_) => "avx2-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(_) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
             Kind::Portable(_) => "portable",
         }
     }
@@ -122,6 +137,10 @@ impl Level {
             Kind::Avx2Vnni(isa) => isa.without_vnni().enter(op),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(isa) => isa.enter(op),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(isa) => isa.without_dotprod().enter(op),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(isa) => isa.enter(op),
             Kind::Portable(isa) => op.run(isa),
         }
     }
@@ -136,6 +155,10 @@ impl Level {
             Kind::Avx2Vnni(isa) => isa.enter(op),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(isa) => isa.enter(op),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(isa) => isa.enter(op),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(isa) => isa.enter(op),
             Kind::Portable(isa) => op.run(isa),
         }
     }
@@ -156,11 +179,18 @@ mod tests {
     }
 
     #[test]
+    fn an_instruction_set_of_another_processor_is_known_and_refused() {
+        let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        let error = Level::by_name(foreign).expect_err("not of this processor");
+        assert_eq!(error, IsaError::Unsupported { name: foreign.into() });
+    }
+
+    #[test]
     fn an_unknown_name_is_an_error_that_names_it() {
         let error = Level::by_name("sse9").expect_err("no such instruction set");
         assert_eq!(
             error.to_string(),
-            "unknown instruction set \"sse9\": expected one of avx512, avx2-vnni, avx2, portable"
+            "unknown instruction set \"sse9\": expected one of avx512, avx2-vnni, avx2, neon-dotprod, neon, portable"
         );
         let error = IsaError::Unsupported { name: "avx512".into() }.to_string();
         assert!(error.starts_with("this processor does not have the instruction set \"avx512\"; it has "), "{error}");

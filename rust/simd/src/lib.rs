@@ -6,16 +6,16 @@
 //!
 //! How that is reached:
 //!
-//! - Everything is written once over [`Isa`], a virtual vector of 16 lanes: one AVX-512 register, two AVX registers, or an
-//!   array. An `Isa` is a value that proves that the processor has the instructions; nothing else can call them.
+//! - Everything is written once over [`Isa`], a virtual vector of 16 lanes: one AVX-512 register, two AVX registers, four
+//!   NEON registers, or an array. An `Isa` is a value that proves that the processor has the instructions; nothing else can call them.
 //! - Matrix products vectorise over *outputs*. Each output is one chain of fused multiply-adds over the inputs in ascending
 //!   order, cut into blocks of 64 (see [`matmul`]).
 //! - Sums over channels use 16 virtual lanes and one fixed tree; `exp` is our own polynomial (see [`vecops`]).
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], [`avx2`], [`avx512`] (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`], [`qtile`],
-//! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
+//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`], [`qtile`],
+//! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], [`products`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
 //! use spikelet_simd::{Cpu, Level, Matrix, WeightFormat};
@@ -42,13 +42,18 @@ mod cpu;
 mod level;
 mod matmul;
 pub mod measure;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod pool;
 mod portable;
+mod products;
 mod qmatmul;
 mod qtile;
 pub mod quant;
 mod recurrence;
+#[cfg(test)]
+mod same_bits;
 mod shared;
 mod tile;
 pub mod train;
@@ -58,6 +63,7 @@ pub use cpu::Cpu;
 pub use level::{IsaError, Level};
 pub use pack::{Matrix, WeightFormat};
 pub use pool::physical_cores;
+pub use products::Linear;
 pub use vecops::{argmax, exp_in_place, expf, log_sum_exp, sigmoidf};
 
 /// Lanes of the virtual vector.

@@ -209,36 +209,40 @@ fn stream<I: Isa, W: Weight, S: Steps>(isa: I, a: Product<'_, S>) {
             // SAFETY: one panel of this task, full or summed up in `edge`; the sizes have been checked above.
             with_tokens!(n, T, [1 2 3 4 5 6 7 8], unsafe { tile::<I, W, S, 1, 0, 2, T>(isa, to, a.steps, 0..blocks, a.fresh) });
         } else {
-            // SAFETY: as above.
-            unsafe { stream_halves::<I, W, S>(isa, to, a.steps, n, a.fresh) };
+            // Block by block, while its weights are in the first level cache.
+            for b in 0..blocks.max(1) {
+                // SAFETY: as above.
+                unsafe { tile_halves::<I, W, S>(isa, to, a.steps, b..blocks.min(b + 1), n, a.fresh && b == 0) };
+            }
         }
         target.give(&edge, 0..n);
     }
 }
 
-/// One panel where the registers do not hold all sums of `n` tokens: block by block, while its weights are in the first level
-/// cache, half a panel and a few tokens at a time.
+/// One panel where the registers do not hold all sums of `n` tokens: half a panel and a few tokens at a time.
 ///
 /// # Safety
 /// As for `tile` with one panel, two vectors and `n` tokens.
 #[inline(always)]
-unsafe fn stream_halves<I: Isa, W: Weight, S: Steps>(isa: I, to: Tile<W>, steps: S, n: usize, fresh: bool) {
+unsafe fn tile_halves<I: Isa, W: Weight, S: Steps>(
+    isa: I,
+    to: Tile<W>,
+    steps: S,
+    blocks: Range<usize>,
+    n: usize,
+    fresh: bool,
+) {
     let parts = n.div_ceil(I::TILE_TOKENS);
-    for b in 0..steps.blocks().max(1) {
-        let blocks = || b..steps.blocks().min(b + 1);
-        for part in 0..parts {
-            let (start, end) = (part * n / parts, (part + 1) * n / parts);
-            let to = Tile {
-                x: to.x.wrapping_add(start * to.x_stride),
-                acc: to.acc.wrapping_add(start * to.acc_stride),
-                ..to
-            };
-            // SAFETY: a part of what the caller vouches for.
-            with_tokens!(end - start, T, [1 2 3 4 5 6], unsafe {
-                tile::<I, W, S, 1, 0, 1, T>(isa, to, steps, blocks(), fresh && b == 0);
-                tile::<I, W, S, 1, 1, 1, T>(isa, to, steps, blocks(), fresh && b == 0);
-            });
-        }
+    for part in 0..parts {
+        let (start, end) = (part * n / parts, (part + 1) * n / parts);
+        let to =
+            Tile { x: to.x.wrapping_add(start * to.x_stride), acc: to.acc.wrapping_add(start * to.acc_stride), ..to };
+        let blocks = || blocks.clone();
+        // SAFETY: a part of what the caller vouches for.
+        with_tokens!(end - start, T, [1 2 3 4 5 6], unsafe {
+            tile::<I, W, S, 1, 0, 1, T>(isa, to, steps, blocks(), fresh);
+            tile::<I, W, S, 1, 1, 1, T>(isa, to, steps, blocks(), fresh);
+        });
     }
 }
 
@@ -311,7 +315,7 @@ mod tests {
     use super::*;
     use crate::testing::{Rng, assert_same_bits};
     use crate::tile::BLOCK;
-    use crate::{Cpu, Level, for_each_isa};
+    use crate::{Cpu, Level, Linear, for_each_isa};
 
     const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
 
@@ -441,6 +445,36 @@ mod tests {
                 .collect();
             let wanted = naive_matmul(&w, &x, n);
             for_each_isa(|level| check(&Cpu::new(level, 1), &w, &x, n, &wanted));
+        }
+    }
+
+    #[test]
+    fn products_side_by_side_give_the_same_bits_as_alone() {
+        let mut rng = Rng(28);
+        let all = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8, WeightFormat::Q4];
+        let ws = all.map(|format| random_matrix(&mut rng, 150, 70, format));
+        for threads in [1, 2, 4] {
+            let cpu = Cpu::new(Level::best(), threads);
+            for n in [0, 1, 3, 8, 12] {
+                let xs = all.map(|_| rng.vec(n * 70));
+                let [mut a, mut b, mut c, mut d] = all.map(|_| vec![f32::NAN; n * 150]);
+                let [wa, wb, wc, wd] = &ws;
+                let [xa, xb, xc, xd] = &xs;
+                cpu.matmuls(
+                    n,
+                    [
+                        Linear { w: wa, x: xa, y: &mut a },
+                        Linear { w: wb, x: xb, y: &mut b },
+                        Linear { w: wc, x: xc, y: &mut c },
+                        Linear { w: wd, x: xd, y: &mut d },
+                    ],
+                );
+                for ((w, x), y) in ws.iter().zip(&xs).zip([a, b, c, d]) {
+                    let mut alone = vec![f32::NAN; n * 150];
+                    Cpu::new(Level::best(), 1).matmul(w, x, n, &mut alone);
+                    assert_same_bits(&y, &alone, "side by side");
+                }
+            }
         }
     }
 

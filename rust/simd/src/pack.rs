@@ -251,11 +251,11 @@ impl Matrix {
     }
 }
 
-/// Writes one output's weights into its lane of a panel.
-fn scatter<const N: usize>(panel: &mut [u8], lane: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
+/// Writes one output's weights into its slot of a panel.
+fn scatter<const N: usize>(panel: &mut [u8], slot: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
     let (slots, _) = panel.as_chunks_mut::<N>();
     for (slots, &value) in slots.chunks_exact_mut(PANEL).zip(values) {
-        slots[lane] = narrow(value);
+        slots[slot] = narrow(value);
     }
 }
 

@@ -5,7 +5,8 @@
 //! slice away, and only then sleeps. An idle pool uses no processor time.
 //!
 //! The calling thread takes part and never waits for a worker that has not begun: if another process holds the other
-//! cores, the caller simply does all tasks itself.
+//! cores, the caller simply does all tasks itself. What it cannot help is a worker that loses its core in the middle of a task, and
+//! comes back milliseconds later. After such a stall it works alone for a while, longer each time that it happens again.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,6 +18,15 @@ use std::time::{Duration, Instant};
 /// How long an idle worker looks for work at full speed, and how long it goes on between giving its time slice away.
 const SPIN: Duration = Duration::from_micros(30);
 const YIELD: Duration = Duration::from_micros(300);
+
+/// A worker that keeps the caller waiting this long, on top of a few tasks' time, has lost its core.
+const STALL: Duration = Duration::from_micros(150);
+const STALL_TASKS: u32 = 3;
+/// How long the caller then works alone, the first time and at most.
+const ALONE: Duration = Duration::from_millis(4);
+const ALONE_AT_MOST: Duration = Duration::from_millis(256);
+/// Runs with the workers after which a stall counts as the first again.
+const TRUSTED: u32 = 2_000;
 
 /// State word: bits 32.. count the runs, bit 31 is set while a run takes workers in, bits 0..31 count those inside.
 const OPEN: u64 = 1 << 31;
@@ -30,7 +40,43 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held during a run. A second caller, or a task that calls again, finds it taken and works alone.
-    busy: Mutex<()>,
+    busy: Mutex<Trust>,
+}
+
+/// Whether the workers can be relied upon.
+#[derive(Default)]
+struct Trust {
+    /// Until then the caller works alone.
+    alone_until: Option<Instant>,
+    /// How long it did so last.
+    alone: Duration,
+    /// Runs with the workers since.
+    runs: u32,
+}
+
+impl Trust {
+    /// Whether workers may take part now.
+    fn workers(&mut self) -> bool {
+        if self.alone_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        self.alone_until = None;
+        true
+    }
+
+    /// Judges a run in which a task took `task` and the caller waited for workers for `waited`.
+    fn learn(&mut self, task: Duration, waited: Duration) {
+        if waited > STALL + task * STALL_TASKS {
+            self.alone = (self.alone * 2).clamp(ALONE, ALONE_AT_MOST);
+            self.alone_until = Some(Instant::now() + self.alone);
+            self.runs = 0;
+        } else if self.runs < TRUSTED {
+            self.runs += 1;
+            if self.runs == TRUSTED {
+                self.alone = Duration::ZERO;
+            }
+        }
+    }
 }
 
 struct Shared {
@@ -84,7 +130,7 @@ impl Pool {
         };
         // A system that refuses threads leaves a smaller pool: the results are the same.
         let workers = (1..threads).map_while(|i| spawn(i).ok()).collect();
-        Pool { shared, workers, busy: Mutex::new(()) }
+        Pool { shared, workers, busy: Mutex::default() }
     }
 
     /// Threads that take part in a run.
@@ -99,20 +145,26 @@ impl Pool {
         if tasks <= 1 || self.workers.is_empty() {
             return (0..tasks).for_each(task);
         }
-        let busy = match self.busy.try_lock() {
+        let mut trust = match self.busy.try_lock() {
             Ok(guard) => guard,
             Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             // Another caller has the workers, or this is a task of the run itself.
             Err(std::sync::TryLockError::WouldBlock) => return (0..tasks).for_each(task),
         };
+        if !trust.workers() {
+            return (0..tasks).for_each(task);
+        }
         // SAFETY: only the lifetime changes. Workers read the reference between `enter` and `leave`, and this function neither
         // returns nor unwinds before `close_and_wait` has shut the run and seen the last of them leave.
         let task: Task<'static> = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         let job = Job { tasks, task };
+        let begun = Instant::now();
         self.shared.open(job);
-        self.shared.take_tasks(job);
-        self.shared.close_and_wait();
-        drop(busy);
+        let taken = self.shared.take_tasks(job);
+        let worked = begun.elapsed();
+        let waited = self.shared.close_and_wait();
+        trust.learn(worked / taken.max(1), waited);
+        drop(trust);
         if let Some(panic) = lock(&self.shared.panic).take() {
             resume_unwind(panic);
         }
@@ -147,7 +199,8 @@ impl Shared {
     }
 
     /// Lets nobody else in and waits until the workers inside have left.
-    fn close_and_wait(&self) {
+    /// Returns how long that took.
+    fn close_and_wait(&self) -> Duration {
         self.state.fetch_and(!OPEN, AcqRel);
         let begun = Instant::now();
         while self.state.load(Acquire) & INSIDE != 0 {
@@ -164,6 +217,7 @@ impl Shared {
                 }
             }
         }
+        begun.elapsed()
     }
 
     /// A worker's life.
@@ -222,7 +276,9 @@ impl Shared {
         }
     }
 
-    fn take_tasks(&self, job: Job) {
+    /// Returns how many it took.
+    fn take_tasks(&self, job: Job) -> u32 {
+        let mut taken = 0;
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let i = self.next.fetch_add(1, Relaxed);
@@ -230,12 +286,14 @@ impl Shared {
                     return;
                 }
                 (job.task)(i);
+                taken += 1;
             }
         }));
         if let Err(panic) = result {
             self.next.store(job.tasks, Relaxed);
             lock(&self.panic).get_or_insert(panic);
         }
+        taken
     }
 }
 
@@ -316,6 +374,31 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn after_a_stall_the_caller_works_alone_and_longer_each_time() {
+        let mut trust = Trust::default();
+        let task = Duration::from_micros(20);
+        assert!(trust.workers());
+        trust.learn(task, STALL);
+        assert!(trust.workers(), "a wait that tasks explain is no stall");
+        let mut last = Duration::ZERO;
+        for _ in 0..10 {
+            trust.learn(task, Duration::from_millis(3));
+            assert!(!trust.workers(), "alone after a stall");
+            assert!(trust.alone > last || trust.alone == ALONE_AT_MOST);
+            last = trust.alone;
+            trust.alone_until = Some(Instant::now());
+            assert!(trust.workers(), "until its time is over");
+        }
+        (0..TRUSTED).for_each(|_| trust.learn(task, task));
+        trust.learn(task, Duration::from_millis(3));
+        assert_eq!(trust.alone, ALONE, "after many good runs it begins anew");
+        // Long tasks are waited for.
+        let mut trust = Trust::default();
+        trust.learn(Duration::from_millis(5), Duration::from_millis(12));
+        assert!(trust.workers());
     }
 
     #[test]

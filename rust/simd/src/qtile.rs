@@ -131,17 +131,17 @@ pub(crate) unsafe fn dot_tile<
     let acc_at = |p: usize, t: usize, v: usize| {
         a.acc.wrapping_add(t * a.acc_stride + p * PANEL + (FIRST + v) * LANES).cast::<[f32; LANES]>()
     };
-    let mut acc = [[[isa.splat(0.0); V]; T]; P];
-    if !fresh {
+    if fresh && blocks.is_empty() {
         for p in 0..P {
             for t in 0..T {
                 for v in 0..V {
                     // SAFETY: `acc` is valid for these by the caller's promise.
-                    acc[p][t][v] = isa.load(unsafe { &*acc_at(p, t, v) });
+                    isa.store(isa.splat(0.0), unsafe { &mut *acc_at(p, t, v) });
                 }
             }
         }
     }
+    let first = blocks.start;
     for b in blocks {
         let block_at = |p: usize| a.w.wrapping_add(p * a.panel + b * block_bytes::<NIBBLES>());
         let mut sum = [[[isa.splat_n(0); V]; T]; P];
@@ -185,16 +185,12 @@ pub(crate) unsafe fn dot_tile<
                 for t in 0..T {
                     // SAFETY: a block's scale of a token.
                     let x = isa.splat(unsafe { *a.scales.add(t * a.per_token + b) });
-                    acc[p][t][v] = isa.fma(scale, isa.mul(isa.to_f32(sum[p][t][v]), x), acc[p][t][v]);
+                    // Not kept in registers between blocks: those are for `sum`.
+                    // SAFETY: `acc` is valid for these by the caller's promise.
+                    let at = unsafe { &mut *acc_at(p, t, v) };
+                    let acc = if fresh && b == first { isa.splat(0.0) } else { isa.load(at) };
+                    isa.store(isa.fma(scale, isa.mul(isa.to_f32(sum[p][t][v]), x), acc), at);
                 }
-            }
-        }
-    }
-    for p in 0..P {
-        for t in 0..T {
-            for v in 0..V {
-                // SAFETY: `acc` is valid for these by the caller's promise.
-                isa.store(acc[p][t][v], unsafe { &mut *acc_at(p, t, v) });
             }
         }
     }

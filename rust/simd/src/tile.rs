@@ -240,17 +240,17 @@ pub(crate) unsafe fn tile<
     let acc_at = |p: usize, t: usize, v: usize| {
         a.acc.wrapping_add(t * a.acc_stride + p * PANEL + (FIRST + v) * LANES).cast::<[f32; LANES]>()
     };
-    let mut acc = [[[isa.splat(0.0); V]; T]; P];
-    if !fresh {
+    if fresh && blocks.is_empty() {
         for p in 0..P {
             for t in 0..T {
                 for v in 0..V {
                     // SAFETY: `acc` is valid for these by the caller's promise.
-                    acc[p][t][v] = isa.load(unsafe { &*acc_at(p, t, v) });
+                    isa.store(isa.splat(0.0), unsafe { &mut *acc_at(p, t, v) });
                 }
             }
         }
     }
+    let first = blocks.start;
     for b in blocks {
         let mut sum = [[[isa.splat(0.0); V]; T]; P];
         for j in steps.block(b) {
@@ -280,19 +280,15 @@ pub(crate) unsafe fn tile<
                 }
             }
         }
+        // Not kept in registers between blocks: those are for `sum`.
         for p in 0..P {
             for t in 0..T {
                 for v in 0..V {
-                    acc[p][t][v] = isa.add(acc[p][t][v], sum[p][t][v]);
+                    // SAFETY: `acc` is valid for these by the caller's promise.
+                    let at = unsafe { &mut *acc_at(p, t, v) };
+                    let acc = if fresh && b == first { isa.splat(0.0) } else { isa.load(at) };
+                    isa.store(isa.add(acc, sum[p][t][v]), at);
                 }
-            }
-        }
-    }
-    for p in 0..P {
-        for t in 0..T {
-            for v in 0..V {
-                // SAFETY: `acc` is valid for these by the caller's promise.
-                isa.store(acc[p][t][v], unsafe { &mut *acc_at(p, t, v) });
             }
         }
     }

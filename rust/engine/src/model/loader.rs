@@ -122,7 +122,7 @@ impl<'a> Loader<'a> {
             WeightFormat::F16 => 65_520.0,
             _ => f32::INFINITY,
         };
-        let matrix = Matrix::pack(outputs, inputs, format, self.cpu, |row, out| {
+        let row = |row: usize, out: &mut [f32]| {
             view.row_to_f32(row, out);
             if factor != 1.0 {
                 out.iter_mut().for_each(|w| *w *= factor);
@@ -130,7 +130,8 @@ impl<'a> Loader<'a> {
             if out.iter().any(|w| w.abs() >= limit) {
                 overflow.store(true, std::sync::atomic::Ordering::Relaxed);
             }
-        });
+        };
+        let matrix = Matrix::pack(outputs, inputs, format, self.cpu, row);
         if overflow.into_inner() {
             return Err(Error::Tensor {
                 path: self.checkpoint.path().to_path_buf(),

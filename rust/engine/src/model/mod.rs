@@ -44,7 +44,7 @@ pub type Matrices<'a> = Vec<(String, &'a Matrix)>;
 pub struct LoadOptions {
     /// Format of the matrices in memory; the file's own when `None`.
     pub format: Option<WeightFormat>,
-    /// Threads to compute with; the physical cores when `None`.
+    /// Threads to compute with, at most one per processor; the physical cores when `None`.
     pub threads: Option<usize>,
     /// Instruction set; the best of this CPU, or the one named by `SPIKELET_ISA`, when `None`.
     pub level: Option<Level>,
@@ -84,6 +84,8 @@ impl Model {
         if threads == 0 {
             return Err(Error::Option { name: "threads".into(), value: "0".into(), needed: "at least 1".into() });
         }
+        // More threads than processors only take the processors from each other.
+        let threads = threads.min(std::thread::available_parallelism().map_or(threads, usize::from));
         let stored = config.quantization.unwrap_or(match checkpoint.dtype() {
             Dtype::Bf16 => WeightFormat::Bf16,
             Dtype::F16 => WeightFormat::F16,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use spikelet_simd::{Cpu, Matrix};
+use spikelet_simd::{Cpu, Linear, Matrix};
 
 use super::observer::Observer;
 use super::trace::Trace;
@@ -18,8 +18,8 @@ pub struct Activations {
     pub xn: Vec<f32>,
     /// `xn` of the token before, per row.
     pub prev: Vec<f32>,
-    /// A mix of `xn` and `prev`, the input of a projection.
-    pub mixed: Vec<f32>,
+    /// Mixes of `xn` and `prev`, the inputs of projections: for key, value and receptance.
+    pub mixed: [Vec<f32>; 3],
     /// Key of time mixing.
     pub k: Vec<f32>,
     /// Value of time mixing.
@@ -38,7 +38,8 @@ impl Activations {
     /// Gives every buffer the length for `n` tokens. Debug builds poison them, so that a read before a write shows.
     pub fn prepare(&mut self, n: usize, hidden: usize, intermediate: usize) {
         let Self { x, xn, prev, mixed, k, v, r, y, out, wide } = self;
-        for buffer in [x, xn, prev, mixed, k, v, r, y, out] {
+        let [mixed_k, mixed_v, mixed_r] = mixed;
+        for buffer in [x, xn, prev, mixed_k, mixed_v, mixed_r, k, v, r, y, out] {
             prepare(buffer, n * hidden);
         }
         prepare(wide, n * intermediate);
@@ -122,6 +123,12 @@ impl<'a> Pass<'a> {
     pub fn linear(&mut self, w: &Matrix, x: &[f32], y: &mut [f32]) {
         self.observe(w, x);
         self.cpu.matmul(w, x, self.n, y);
+    }
+
+    /// Several such products, of (W, x, y): side by side, so that threads need to meet only once.
+    pub fn linears<const K: usize>(&mut self, products: [(&Matrix, &[f32], &mut [f32]); K]) {
+        products.iter().for_each(|(w, x, _)| self.observe(w, x));
+        self.cpu.matmuls(self.n, products.map(|(w, x, y)| Linear { w, x, y }));
     }
 
     /// The same where many inputs are zero in all tokens.

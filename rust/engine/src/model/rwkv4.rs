@@ -77,13 +77,12 @@ impl TimeMix {
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations) {
         let Activations { xn, prev, mixed, k, v, r, y, out, .. } = act;
         let (cpu, n) = (pass.cpu, pass.n());
+        let [mixed_k, mixed_v, mixed_r] = mixed;
         pass.shift(&self.shift, xn, prev);
-        cpu.token_mix(xn, prev, n, &self.mix_k, mixed);
-        pass.linear(&self.key, mixed, k);
-        cpu.token_mix(xn, prev, n, &self.mix_v, mixed);
-        pass.linear(&self.value, mixed, v);
-        cpu.token_mix(xn, prev, n, &self.mix_r, mixed);
-        pass.linear(&self.receptance, mixed, r);
+        cpu.token_mix(xn, prev, n, &self.mix_k, mixed_k);
+        cpu.token_mix(xn, prev, n, &self.mix_v, mixed_v);
+        cpu.token_mix(xn, prev, n, &self.mix_r, mixed_r);
+        pass.linears([(&self.key, mixed_k, k), (&self.value, mixed_v, v), (&self.receptance, mixed_r, r)]);
         pass.wkv4(&self.wkv, &self.decay, &self.first, k, v, y);
         cpu.sigmoid_mul(r, y);
         pass.linear(&self.output, y, out);
@@ -126,17 +125,17 @@ impl ChannelMix {
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, layer: Option<usize>) {
         let Activations { xn, prev, mixed, r, out, wide, .. } = act;
         let (cpu, n) = (pass.cpu, pass.n());
+        let [mixed_k, _, mixed_r] = mixed;
         pass.shift(&self.shift, xn, prev);
-        cpu.token_mix(xn, prev, n, &self.mix_k, mixed);
-        pass.linear(&self.key, mixed, wide);
+        cpu.token_mix(xn, prev, n, &self.mix_k, mixed_k);
+        cpu.token_mix(xn, prev, n, &self.mix_r, mixed_r);
+        pass.linears([(&self.key, mixed_k, wide), (&self.receptance, mixed_r, r)]);
         cpu.relu_squared(wide);
         if let Some(layer) = layer {
             pass.note_relu_squared(layer, wide);
         }
         // More than half of `wide` is exactly zero in trained models: those rows of `value` are not read.
         pass.linear_sparse(&self.value, wide, out);
-        cpu.token_mix(xn, prev, n, &self.mix_r, mixed);
-        pass.linear(&self.receptance, mixed, r);
         cpu.sigmoid_mul(r, out);
     }
 }
@@ -160,11 +159,12 @@ impl Head {
 
     /// From `act.x` to `logits`.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>) {
-        let lines = pass.wanted_lines(&act.x, &mut act.mixed);
+        let chosen = &mut act.mixed[0];
+        let lines = pass.wanted_lines(&act.x, chosen);
         prepare(logits, lines * self.head.outputs());
         if lines > 0 {
-            let normed = &mut act.xn[..act.mixed.len()];
-            self.ln_out.apply(pass.cpu, &act.mixed, lines, normed);
+            let normed = &mut act.xn[..chosen.len()];
+            self.ln_out.apply(pass.cpu, chosen, lines, normed);
             pass.observe(&self.head, normed);
             pass.cpu.matmul(&self.head, normed, lines, logits);
         }
