@@ -1,5 +1,6 @@
 //! [`Cpu`]: an instruction set, threads, and every operation that models are made of.
 
+use crate::buffer::Arena;
 use crate::pool::Pool;
 use crate::products::Scratch;
 use crate::recurrence::{Lif, Sequences, Wkv4};
@@ -19,6 +20,7 @@ const TASKS_PER_THREAD: usize = 4;
 pub struct Cpu {
     level: Level,
     pool: Pool,
+    arena: Arena,
     /// Buffers not in use; calls at the same time take different ones.
     scratch: Mutex<Vec<Scratch>>,
 }
@@ -29,7 +31,7 @@ impl Cpu {
     /// # Panics
     /// If `threads` is 0.
     pub fn new(level: Level, threads: usize) -> Cpu {
-        Cpu { level, pool: Pool::new(threads), scratch: Mutex::default() }
+        Cpu { level, pool: Pool::new(threads), arena: Arena::default(), scratch: Mutex::default() }
     }
 
     /// The instruction set in use.
@@ -40,6 +42,11 @@ impl Cpu {
     /// Threads that take part in an operation.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Where matrices packed on this context take their memory.
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     /// Calls `task(i)` for every `i < tasks` on the threads of this context.

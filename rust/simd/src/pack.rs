@@ -152,7 +152,7 @@ impl Matrix {
         fill: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Matrix {
         let panels = outputs.div_ceil(PANEL);
-        let data = Buffer::new(panels * panel_bytes);
+        let data = cpu.arena().buffer(panels * panel_bytes);
         let start = SendPtr(data.start());
         cpu.run(panels, &|panel| {
             // SAFETY: the panel lies inside the buffer, and each task has its own panel.

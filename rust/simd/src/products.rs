@@ -16,8 +16,9 @@ const SMALL_PRODUCT: usize = 128 << 10;
 const BYTE_SPEED: usize = 4;
 /// Panels that one task of a streamed product takes at least, so that the kernel can run them side by side.
 const PANELS_AT_ONCE: usize = 4;
-/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at half the
-/// speed or so. Where arithmetic takes longer than memory, nearly any share pays.
+/// Zeros are skipped if no more than this share of the inputs is left: rows that lie apart are read from memory at a third of the
+/// speed by one thread, which several together make up for. Where arithmetic takes longer than memory, nearly any share pays.
+const SPARSE_SHARE_ALONE: (usize, usize) = (1, 3);
 const SPARSE_SHARE: (usize, usize) = (1, 2);
 const SPARSE_SHARE_BUSY: (usize, usize) = (3, 4);
 
@@ -74,7 +75,11 @@ impl Cpu {
         let Scratch { x: gathered, picks, .. } = &mut scratch;
         let width = w.inputs();
         let busy = n > STREAM_TOKENS / 2 && w.format().bits_per_weight() <= 16.0;
-        let share = if busy { SPARSE_SHARE_BUSY } else { SPARSE_SHARE };
+        let share = match self.threads() {
+            _ if busy => SPARSE_SHARE_BUSY,
+            1 => SPARSE_SHARE_ALONE,
+            _ => SPARSE_SHARE,
+        };
         if let Some(picked) = picks.find(x, n, width, width * share.0 / share.1) {
             let stride = matmul::stream_stride(picked.len());
             grow(gathered, n * stride);
