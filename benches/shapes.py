@@ -89,7 +89,12 @@ def weights_read(shape: Shape, density: float, tokens: int = 1) -> float:
 
 
 def bytes_read(shape: Shape, dtype: str, density: float, tokens: int = 1) -> float:
-    """Bytes of weights that a pass has to read; the head of a 4-bit model has 8 bits."""
+    """Bytes of weights that a pass reads; the head of a 4-bit model has 8 bits.
+
+    Rows of `ffn.value` are skipped in floating point only: integers come four inputs at a time.
+    """
+    if dtype in ("q8", "q4"):
+        density = 1.0
     blocks = weights_read(shape, density, tokens) - shape.head_weights
     head = shape.head_weights * WEIGHT_BYTES["q8" if dtype == "q4" else dtype]
     return blocks * WEIGHT_BYTES[dtype] + head
