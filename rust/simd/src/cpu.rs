@@ -49,8 +49,8 @@ impl Cpu {
         &self.arena
     }
 
-    /// Calls `task(i)` for every `i < tasks` on the threads of this context.
-    pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Calls `task(i)` for every `i < tasks` on the threads of this context, the calling one included.
+    pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.pool.run(tasks, task);
     }
 

@@ -39,6 +39,7 @@ mod avx512;
 mod buffer;
 pub mod convert;
 mod cpu;
+mod interleave;
 mod level;
 mod matmul;
 pub mod measure;

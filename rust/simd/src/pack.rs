@@ -1,6 +1,10 @@
 //! Weight matrices in the order in which the kernels read them.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use crate::buffer::Buffer;
+use crate::interleave::{all_finite, fours, side_by_side};
 use crate::qtile::{self, BLOCK, SCALE_BYTES};
 use crate::quant::{QuantizedView, TABLE};
 use crate::tile::{Bf16, F16, Weight};
@@ -83,17 +87,64 @@ impl Matrix {
             return quantized.with_view(|view| Matrix::pack_quantized(cpu, view));
         }
         let width = if format == WeightFormat::F32 { 4 } else { 2 };
-        Matrix::in_panels(cpu, outputs, inputs, format, inputs * PANEL * width, |first, bytes| {
+        Matrix::in_panels(cpu, outputs, inputs, format, inputs * PANEL * width, |first, panel| {
+            // Whole rows, one after another, and only then side by side: the panel's lines are written once.
+            let lanes = PANEL.min(outputs - first);
             let mut values = vec![0.0; inputs];
-            for lane in 0..PANEL.min(outputs - first) {
+            let mut rows = Vec::with_capacity(lanes * inputs * width);
+            for lane in 0..lanes {
                 row(first + lane, &mut values);
                 match format {
-                    WeightFormat::F32 => scatter(bytes, lane, &values, f32::to_ne_bytes),
-                    WeightFormat::F16 => scatter(bytes, lane, &values, |v| convert::f32_to_f16(v).to_ne_bytes()),
-                    _ => scatter(bytes, Bf16::slot(lane), &values, |v| convert::f32_to_bf16(v).to_ne_bytes()),
+                    WeightFormat::F32 => rows.extend(values.iter().flat_map(|v| v.to_ne_bytes())),
+                    WeightFormat::F16 => rows.extend(values.iter().flat_map(|&v| convert::f32_to_f16(v).to_ne_bytes())),
+                    _ => rows.extend(values.iter().flat_map(|&v| convert::f32_to_bf16(v).to_ne_bytes())),
                 }
             }
+            side_by_side(format, &rows, inputs, panel);
         })
+    }
+
+    /// Packs a matrix of floating point that is stored in the wanted format: `bytes` holds its rows, little-endian, at any alignment.
+    ///
+    /// `read(rows)` is called, from several threads, when these rows are not needed any more. Gives up, with None, if a weight is not
+    /// finite or `read` returns false.
+    ///
+    /// # Panics
+    /// If the number of bytes does not fit the shape, or the format is one of integers.
+    pub fn pack_bytes(
+        cpu: &Cpu,
+        format: WeightFormat,
+        outputs: usize,
+        inputs: usize,
+        bytes: &[u8],
+        read: &(dyn Fn(Range<usize>) -> bool + Sync),
+    ) -> Option<Matrix> {
+        assert!(!format.is_quantized(), "{format:?} is packed from codes and scales");
+        let width = if format == WeightFormat::F32 { 4 } else { 2 };
+        assert_eq!(bytes.len(), outputs * inputs * width, "bytes of a matrix [{outputs}, {inputs}]");
+        let given_up = AtomicBool::new(false);
+        let matrix = Matrix::in_panels(cpu, outputs, inputs, format, inputs * PANEL * width, |first, panel| {
+            let rows = first..outputs.min(first + PANEL);
+            if given_up.load(Relaxed) {
+                return;
+            }
+            let part = &bytes[rows.start * inputs * width..rows.end * inputs * width];
+            // The check reads from memory, in order; what follows then reads from the cache.
+            if !all_finite(format, part) {
+                return given_up.store(true, Relaxed);
+            }
+            if cfg!(target_endian = "little") {
+                side_by_side(format, part, inputs, panel);
+            } else {
+                let mut native = part.to_vec();
+                native.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+                side_by_side(format, &native, inputs, panel);
+            }
+            if !read(rows) {
+                given_up.store(true, Relaxed);
+            }
+        });
+        (!given_up.into_inner()).then_some(matrix)
     }
 
     /// Packs a matrix of integers.
@@ -101,36 +152,53 @@ impl Matrix {
     /// # Panics
     /// If lengths do not fit the shape, an outlier is out of order or out of range, or the format is none of integers.
     pub fn pack_quantized(cpu: &Cpu, view: &QuantizedView<'_>) -> Matrix {
+        Matrix::pack_codes(cpu, view, &|_| true).expect("nothing stopped it")
+    }
+
+    /// The same while others look on: `read(rows)` is called, from several threads, when the codes of these rows are not needed any
+    /// more. Gives up, with None, if it returns false.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn pack_codes(
+        cpu: &Cpu,
+        view: &QuantizedView<'_>,
+        read: &(dyn Fn(Range<usize>) -> bool + Sync),
+    ) -> Option<Matrix> {
         let QuantizedView { format, outputs, inputs, .. } = *view;
         let (blocks, nibbles) = (inputs.div_ceil(BLOCK), format == WeightFormat::Q4);
-        assert_eq!(view.codes.len(), outputs * quant::code_bytes_of(format, inputs), "bytes of codes");
+        let row_bytes = quant::code_bytes_of(format, inputs);
+        assert_eq!(view.codes.len(), outputs * row_bytes, "bytes of codes");
         assert_eq!(view.scales.len(), outputs * blocks * 2, "bytes of scales");
         assert_eq!(view.outlier_weights.len(), outputs * view.outliers.len() * 2, "bytes of outliers' weights");
         assert!(view.outliers.is_sorted_by(|a, b| a < b), "outliers ascend");
         assert!(view.outliers.last().is_none_or(|&last| (last as usize) < inputs), "outliers are inputs");
         let block_bytes = if nibbles { qtile::block_bytes::<true>() } else { qtile::block_bytes::<false>() };
-        let row_bytes = view.codes.len() / outputs.max(1);
-        // Of every block a row has this many bytes.
-        let of_block = if nibbles { BLOCK / 2 } else { BLOCK };
+        // Of every block a row has this many bytes. Signed bytes become unsigned ones, see `Isa::load_q`.
+        let (of_block, flip) = if nibbles { (BLOCK / 2, 0) } else { (BLOCK, 0x80) };
+        let given_up = AtomicBool::new(false);
         let mut matrix = Matrix::in_panels(cpu, outputs, inputs, format, blocks * block_bytes, |first, panel| {
-            for lane in 0..PANEL.min(outputs - first) {
-                let row = &view.codes[(first + lane) * row_bytes..][..row_bytes];
-                let scales = &view.scales[(first + lane) * blocks * 2..][..blocks * 2];
-                for (b, block) in panel.chunks_exact_mut(block_bytes).enumerate() {
-                    let (block_scales, codes) = block.split_at_mut(SCALE_BYTES);
-                    let scale = u16::from_le_bytes([scales[2 * b], scales[2 * b + 1]]);
-                    block_scales[lane * 2..][..2].copy_from_slice(&scale.to_ne_bytes());
-                    let part = &row[b * of_block..row.len().min((b + 1) * of_block)];
-                    for (group, four) in part.chunks(4).enumerate() {
-                        let to = &mut codes[(group * PANEL + lane) * 4..][..4];
-                        // Signed bytes become unsigned ones, see `Isa::load_q`.
-                        for (to, code) in to.iter_mut().zip(four) {
-                            *to = if nibbles { *code } else { code ^ 0x80 };
-                        }
-                    }
+            if given_up.load(Relaxed) {
+                return;
+            }
+            let rows = first..outputs.min(first + PANEL);
+            let codes_of_rows = &view.codes[rows.start * row_bytes..rows.end * row_bytes];
+            let scales = &view.scales[rows.start * blocks * 2..rows.end * blocks * 2];
+            for (b, block) in panel.chunks_exact_mut(block_bytes).enumerate() {
+                let (block_scales, codes) = block.split_at_mut(SCALE_BYTES);
+                let column = scales.as_chunks::<2>().0.iter().skip(b).step_by(blocks);
+                for (to, &scale) in block_scales.as_chunks_mut::<2>().0.iter_mut().zip(column) {
+                    *to = u16::from_le_bytes(scale).to_ne_bytes();
                 }
+                fours(codes_of_rows, row_bytes, b * of_block, flip, codes);
+            }
+            if !read(rows) {
+                given_up.store(true, Relaxed);
             }
         });
+        if given_up.into_inner() {
+            return None;
+        }
         if !view.outliers.is_empty() {
             let k = view.outliers.len();
             let columns = Matrix::pack(outputs, k, WeightFormat::Bf16, cpu, |o, row| {
@@ -139,7 +207,7 @@ impl Matrix {
             });
             matrix.outliers = Some(Box::new(Outliers { inputs: view.outliers.to_vec(), columns }));
         }
-        matrix
+        Some(matrix)
     }
 
     /// Fills every panel, which begins with zeros, by `fill(first output, bytes)`.
@@ -251,14 +319,6 @@ impl Matrix {
     }
 }
 
-/// Writes one output's weights into its slot of a panel.
-fn scatter<const N: usize>(panel: &mut [u8], slot: usize, values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
-    let (slots, _) = panel.as_chunks_mut::<N>();
-    for (slots, &value) in slots.chunks_exact_mut(PANEL).zip(values) {
-        slots[slot] = narrow(value);
-    }
-}
-
 /// A pointer that tasks may share.
 #[derive(Clone, Copy)]
 struct SendPtr(*mut u8);
@@ -306,6 +366,78 @@ mod tests {
     }
 
     #[test]
+    fn stored_bytes_and_their_values_make_the_same_matrix() {
+        let cpu = Cpu::new(Level::best(), 2);
+        for (outputs, inputs) in [(1, 1), (31, 5), (32, 64), (33, 65), (100, 17), (64, 48), (0, 3), (3, 0)] {
+            let values = Rng(4).vec(outputs * inputs);
+            for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16] {
+                let mut bytes = vec![0]; // no number is aligned then
+                for &v in &values {
+                    match format {
+                        WeightFormat::F32 => bytes.extend(v.to_le_bytes()),
+                        WeightFormat::Bf16 => bytes.extend(convert::f32_to_bf16(v).to_le_bytes()),
+                        _ => bytes.extend(convert::f32_to_f16(v).to_le_bytes()),
+                    }
+                }
+                let rows = std::sync::Mutex::new(Vec::new());
+                let note = |part: Range<usize>| {
+                    rows.lock().unwrap().extend(part);
+                    true
+                };
+                let stored = Matrix::pack_bytes(&cpu, format, outputs, inputs, &bytes[1..], &note);
+                let stored = stored.expect("weights are finite");
+                let m = Matrix::pack(outputs, inputs, format, &cpu, |o, row| {
+                    row.copy_from_slice(&values[o * inputs..][..inputs])
+                });
+                assert!(stored.bytes_in_memory() == m.bytes_in_memory(), "{format:?} [{outputs}, {inputs}]");
+                let mut rows = rows.into_inner().unwrap();
+                rows.sort_unstable();
+                assert!(rows.into_iter().eq(0..outputs), "each row is reported once");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_packed() {
+        let cpu = Cpu::new(Level::best(), 2);
+        let (outputs, inputs) = (70, 33);
+        for (format, bits) in [
+            (WeightFormat::F32, vec![0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7f80_0001]),
+            (WeightFormat::Bf16, vec![0x7f80, 0xff80, 0x7fc0, 0x7f81]),
+            (WeightFormat::F16, vec![0x7c00, 0xfc00, 0x7e00, 0x7c01]),
+        ] {
+            let width = format.bits_per_weight() as usize / 8;
+            for bad in bits {
+                for at in [0, 1000, outputs * inputs - 1] {
+                    let mut bytes = vec![0; outputs * inputs * width];
+                    bytes[at * width..][..width].copy_from_slice(&u32::to_le_bytes(bad)[..width]);
+                    let m = Matrix::pack_bytes(&cpu, format, outputs, inputs, &bytes, &|_| true);
+                    assert!(m.is_none(), "{format:?} {bad:x} at {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_looks_on_can_stop_it() {
+        let cpu = Cpu::new(Level::best(), 1);
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let stop = |_: Range<usize>| {
+            calls.fetch_add(1, Relaxed);
+            false
+        };
+        assert!(Matrix::pack_bytes(&cpu, WeightFormat::F16, 100, 2, &[0; 400], &stop).is_none());
+        assert_eq!(calls.load(Relaxed), 1);
+        let quantized = quant::quantize(&cpu, WeightFormat::Q8, 100, 2, None, &[], |_, row| row.fill(1.0));
+        let scales: Vec<u8> = quantized.scales.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let quant::Quantized { format, outputs, inputs, ref codes, .. } = quantized;
+        let view =
+            QuantizedView { format, outputs, inputs, codes, scales: &scales, outliers: &[], outlier_weights: &[] };
+        assert!(Matrix::pack_codes(&cpu, &view, &stop).is_none());
+        assert_eq!(calls.load(Relaxed), 2);
+    }
+
+    #[test]
     fn rows_of_integers_come_back_as_they_were_quantised() {
         let cpu = Cpu::new(Level::best(), 2);
         for (outputs, inputs) in [(1, 1), (31, 5), (32, 64), (33, 65), (100, 130)] {
@@ -326,6 +458,13 @@ mod tests {
                     assert_same_bits(&row, &wanted, "row");
                 }
             }
+        }
+    }
+
+    impl Matrix {
+        fn bytes_in_memory(&self) -> &[u8] {
+            // SAFETY: packing has written every byte.
+            unsafe { std::slice::from_raw_parts(self.data.start(), self.data.len()) }
         }
     }
 

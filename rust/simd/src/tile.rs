@@ -26,6 +26,11 @@ impl Bf16 {
     pub(crate) fn slot(lane: usize) -> usize {
         lane % LANES * 2 + lane / LANES
     }
+
+    /// The output whose weight lies at `slot`.
+    pub(crate) fn lane(slot: usize) -> usize {
+        slot % 2 * LANES + slot / 2
+    }
 }
 
 impl Weight for f32 {
