@@ -215,3 +215,22 @@ def test_rescaling_is_another_model(golden: Path) -> None:
     a = usual.forward(ids, usual.new_state())
     b = rescaled.forward(ids, rescaled.new_state())
     assert (a != b).any()
+
+
+def test_a_load_tells_how_far_it_is(golden: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    spikelet.load(golden / "spikegpt-tiny", progress=lambda *call: calls.append(call))
+    total = calls[0][1]
+    assert calls == sorted(calls)
+    assert calls[0] == (0, total)
+    assert calls[-1] == (total, total)
+    size = (golden / "spikegpt-tiny" / "model.safetensors").stat().st_size
+    assert 0 < size - total < 20_000  # the header
+
+
+def test_what_progress_raises_stops_the_load(golden: Path) -> None:
+    def refuse(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spikelet.load(golden / "spikegpt-tiny", progress=refuse)

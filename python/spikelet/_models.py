@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,7 @@ def load(
     model_type: str | None = None,
     spike_embedding: bool | None = None,
     rescale_every: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -104,6 +106,8 @@ def load(
         rescale_every: compatibility with the authors' SpikeGPT inference script, which halves
             activations after every so many layers (6 there). It changes what the neurons do.
             None: as the model's configuration says, normally not.
+        progress: is called in this thread with the bytes read and the bytes to read, at first,
+            about every 20 ms, and when all are read. What it raises stops the load.
 
     Raises:
         NotFoundError: there is no such file, folder or model.
@@ -125,4 +129,5 @@ def load(
         model_type=model_type,
         spike_embedding=spike_embedding,
         rescale_every=rescale_every,
+        progress=progress,
     )

@@ -65,6 +65,7 @@ def load_model(
     model_type: str | None = None,
     spike_embedding: bool | None = None,
     rescale_every: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Model:
     """Loads a model folder or file: `spikelet.load` without looking for names."""
 

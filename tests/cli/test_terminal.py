@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
+from spikelet.cli import options
 from spikelet.cli.terminal import (
     Output,
     Progress,
@@ -113,4 +116,32 @@ def test_a_quick_piece_of_work_leaves_no_line_in_a_log(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stderr", log)
     with Progress("converting", 10) as progress:
         progress.update(5)
+    assert log.getvalue() == ""
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(0, True), (1 << 40, False)])
+def test_a_long_load_shows_a_bar_on_a_terminal(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, limit: int, shown: bool
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(options, "BAR_FROM", limit)
+    monkeypatch.setattr(options, "BAR_AFTER", 0.0)
+    parser = argparse.ArgumentParser()
+    options.add_model_options(parser)
+    args = parser.parse_args(["--model", str(golden / "spikegpt-tiny")])
+    options.load_model(args)
+    assert ("loading" in screen.getvalue()) is shown
+    assert not shown or screen.getvalue().endswith("\r\x1b[2K")
+
+
+def test_a_load_leaves_no_line_in_a_log(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(Progress, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(options, "BAR_FROM", 0)
+    monkeypatch.setattr(options, "BAR_AFTER", 0.0)
+    parser = argparse.ArgumentParser()
+    options.add_model_options(parser)
+    options.load_model(parser.parse_args(["--model", str(golden / "spikegpt-tiny")]))
     assert log.getvalue() == ""

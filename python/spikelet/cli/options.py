@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from spikelet.cli.terminal import UsageError
+from spikelet.cli.terminal import Progress, UsageError, stderr
+
+BAR_FROM = 256 << 20  # bytes of weights
+BAR_AFTER = 0.25  # seconds
 
 # name, type, metavar, help: the sampling options that take one number.
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -87,7 +91,15 @@ def load_model(args: argparse.Namespace) -> Any:
 
     names = ("dtype", "threads", "device", "model_type", "spike_embedding", "rescale_every")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return spikelet.load(args.model, **given)
+    begun = time.monotonic()
+    with Progress("loading", None, unit="bytes", quiet=not stderr().is_terminal) as progress:
+
+        def show(done: int, total: int) -> None:
+            # What takes no time shows nothing.
+            if total > BAR_FROM and time.monotonic() - begun > BAR_AFTER:
+                progress.update(done, total=total)
+
+        return spikelet.load(args.model, progress=show, **given)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

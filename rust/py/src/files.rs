@@ -1,6 +1,5 @@
 //! Functions of the module: files and the machine.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
@@ -17,6 +16,7 @@ use crate::args::{Int, Prompt};
 use crate::config::Facts;
 use crate::errors::{bad_option, engine};
 use crate::load::{open_options, thread_count};
+use crate::progress::Listener;
 
 /// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
 ///
@@ -44,26 +44,13 @@ pub fn convert(
     spike_embedding: Option<bool>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<()> {
-    let mut raised = None;
-    let mut tell = |done: u64, total: u64| {
-        let told = Python::attach(|py| match &progress {
-            Some(progress) => progress.call1(py, (done, total)).map(drop),
-            None => py.check_signals(),
-        });
-        match told {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                raised = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    };
+    let mut listener = Listener::new(progress);
     let converted = engine(py, || {
         let dtype = dtype.map(matrix_type).transpose()?;
         let checkpoint = Checkpoint::open_with(&src, open_options(model_type, spike_embedding)?)?;
-        spikelet::weights::convert(&checkpoint, &dst, dtype, &mut tell)
+        spikelet::weights::convert(&checkpoint, &dst, dtype, &mut |done, total| listener.tell((done, total)))
     });
-    raised.map_or(converted, Err)
+    listener.outcome(converted)
 }
 
 fn matrix_type(name: &str) -> Result<Dtype> {
@@ -120,20 +107,8 @@ pub fn quantize<'py>(
     spike_embedding: Option<bool>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let mut raised = None;
-    let mut tell = |stage: &str, done: u64, total: u64| {
-        let told = Python::attach(|py| match &progress {
-            Some(progress) => progress.call1(py, (stage, done, total)).map(drop),
-            None => py.check_signals(),
-        });
-        match told {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                raised = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    };
+    let mut listener = Listener::new(progress);
+    let mut tell = |stage: &str, done: u64, total: u64| listener.tell((stage, done, total));
     let quantised = engine(py, || {
         let format = match dtype {
             "q8" => WeightFormat::Q8,
@@ -161,7 +136,7 @@ pub fn quantize<'py>(
         let mut tell = |done, total| tell("quantising", done, total);
         spikelet::weights::quantize(model.checkpoint(), &dst, how, model.cpu(), &mut tell)
     });
-    let report = raised.map_or(quantised, Err)?;
+    let report = listener.outcome(quantised)?;
     let entry = |matrix: QuantizedMatrix| {
         let dict = PyDict::new(py);
         dict.set_item("name", matrix.name)?;

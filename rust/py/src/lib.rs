@@ -9,6 +9,7 @@ mod generation;
 mod load;
 mod model;
 mod options;
+mod progress;
 mod session;
 mod shared;
 mod state;

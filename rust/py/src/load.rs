@@ -13,12 +13,14 @@ use spikelet_simd::WeightFormat;
 use crate::args::Int;
 use crate::errors::{bad_option, engine};
 use crate::model::Model;
+use crate::progress::Listener;
 use crate::shared::Shared;
 
 /// Loads a model folder or file: `spikelet.load` without looking for names.
 #[pyfunction]
 #[pyo3(signature = (
-    path, *, device="auto", dtype="auto", threads=None, model_type=None, spike_embedding=None, rescale_every=None
+    path, *, device="auto", dtype="auto", threads=None, model_type=None, spike_embedding=None, rescale_every=None,
+    progress=None
 ))]
 #[expect(clippy::too_many_arguments, reason = "the keywords of a Python function")]
 pub fn load_model(
@@ -30,8 +32,10 @@ pub fn load_model(
     model_type: Option<&str>,
     spike_embedding: Option<bool>,
     rescale_every: Option<Int>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Model> {
-    engine(py, || {
+    let mut listener = Listener::new(progress);
+    let loaded = engine(py, || {
         check_device(device)?;
         let options = LoadOptions {
             format: format(dtype)?,
@@ -42,9 +46,11 @@ pub fn load_model(
                 .map(|every| every.to("rescale_every", "0 (off) or a number of layers"))
                 .transpose()?,
         };
-        let model = spikelet::model::Model::load(&path, &options)?;
+        let mut tell = |done, total| listener.tell((done, total));
+        let model = spikelet::model::Model::load_with(&path, &options, &mut tell)?;
         Ok(Model { shared: Arc::new(Shared::new(model)?) })
-    })
+    });
+    listener.outcome(loaded)
 }
 
 /// What a bare file of weights leaves open.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::buffer::Buffer;
 use crate::interleave::{all_finite, fours, side_by_side};
 use crate::qtile::{self, BLOCK, SCALE_BYTES};
-use crate::quant::{QuantizedView, TABLE};
+use crate::quant::{QuantizedView, RowQuantizer, TABLE};
 use crate::tile::{Bf16, F16, Weight};
 use crate::{Cpu, convert, quant};
 
@@ -83,21 +83,24 @@ impl Matrix {
         row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Matrix {
         if format.is_quantized() {
-            let quantized = quant::quantize(cpu, format, outputs, inputs, None, &[], row);
-            return quantized.with_view(|view| Matrix::pack_quantized(cpu, view));
+            // As `quant::quantize` does it, but only the codes of a panel are in memory beside the matrix.
+            let quantizer = RowQuantizer::new(cpu.level(), format, inputs);
+            return Matrix::in_panels(cpu, outputs, inputs, format, panel_bytes(format, inputs), |first, panel| {
+                let rows = quantizer.rows(first..outputs.min(first + PANEL), &row);
+                fill_blocks(format, inputs, &rows.codes, &rows.scales, panel);
+            });
         }
         let width = if format == WeightFormat::F32 { 4 } else { 2 };
         Matrix::in_panels(cpu, outputs, inputs, format, inputs * PANEL * width, |first, panel| {
             // Whole rows, one after another, and only then side by side: the panel's lines are written once.
             let lanes = PANEL.min(outputs - first);
-            let mut values = vec![0.0; inputs];
-            let mut rows = Vec::with_capacity(lanes * inputs * width);
-            for lane in 0..lanes {
+            let (mut values, mut rows) = (vec![0.0; inputs], vec![0; lanes * inputs * width]);
+            for (lane, part) in rows.chunks_exact_mut((inputs * width).max(1)).enumerate() {
                 row(first + lane, &mut values);
                 match format {
-                    WeightFormat::F32 => rows.extend(values.iter().flat_map(|v| v.to_ne_bytes())),
-                    WeightFormat::F16 => rows.extend(values.iter().flat_map(|&v| convert::f32_to_f16(v).to_ne_bytes())),
-                    _ => rows.extend(values.iter().flat_map(|&v| convert::f32_to_bf16(v).to_ne_bytes())),
+                    WeightFormat::F32 => narrow(&values, part, f32::to_ne_bytes),
+                    WeightFormat::F16 => narrow(&values, part, |v| convert::f32_to_f16(v).to_ne_bytes()),
+                    _ => narrow(&values, part, |v| convert::f32_to_bf16(v).to_ne_bytes()),
                 }
             }
             side_by_side(format, &rows, inputs, panel);
@@ -166,36 +169,27 @@ impl Matrix {
         read: &(dyn Fn(Range<usize>) -> bool + Sync),
     ) -> Option<Matrix> {
         let QuantizedView { format, outputs, inputs, .. } = *view;
-        let (blocks, nibbles) = (inputs.div_ceil(BLOCK), format == WeightFormat::Q4);
+        let blocks = inputs.div_ceil(BLOCK);
         let row_bytes = quant::code_bytes_of(format, inputs);
         assert_eq!(view.codes.len(), outputs * row_bytes, "bytes of codes");
         assert_eq!(view.scales.len(), outputs * blocks * 2, "bytes of scales");
         assert_eq!(view.outlier_weights.len(), outputs * view.outliers.len() * 2, "bytes of outliers' weights");
         assert!(view.outliers.is_sorted_by(|a, b| a < b), "outliers ascend");
         assert!(view.outliers.last().is_none_or(|&last| (last as usize) < inputs), "outliers are inputs");
-        let block_bytes = if nibbles { qtile::block_bytes::<true>() } else { qtile::block_bytes::<false>() };
-        // Of every block a row has this many bytes. Signed bytes become unsigned ones, see `Isa::load_q`.
-        let (of_block, flip) = if nibbles { (BLOCK / 2, 0) } else { (BLOCK, 0x80) };
         let given_up = AtomicBool::new(false);
-        let mut matrix = Matrix::in_panels(cpu, outputs, inputs, format, blocks * block_bytes, |first, panel| {
-            if given_up.load(Relaxed) {
-                return;
-            }
-            let rows = first..outputs.min(first + PANEL);
-            let codes_of_rows = &view.codes[rows.start * row_bytes..rows.end * row_bytes];
-            let scales = &view.scales[rows.start * blocks * 2..rows.end * blocks * 2];
-            for (b, block) in panel.chunks_exact_mut(block_bytes).enumerate() {
-                let (block_scales, codes) = block.split_at_mut(SCALE_BYTES);
-                let column = scales.as_chunks::<2>().0.iter().skip(b).step_by(blocks);
-                for (to, &scale) in block_scales.as_chunks_mut::<2>().0.iter_mut().zip(column) {
-                    *to = u16::from_le_bytes(scale).to_ne_bytes();
+        let mut matrix =
+            Matrix::in_panels(cpu, outputs, inputs, format, panel_bytes(format, inputs), |first, panel| {
+                if given_up.load(Relaxed) {
+                    return;
                 }
-                fours(codes_of_rows, row_bytes, b * of_block, flip, codes);
-            }
-            if !read(rows) {
-                given_up.store(true, Relaxed);
-            }
-        });
+                let rows = first..outputs.min(first + PANEL);
+                let codes = &view.codes[rows.start * row_bytes..rows.end * row_bytes];
+                let scales = &view.scales[rows.start * blocks * 2..rows.end * blocks * 2];
+                fill_blocks(format, inputs, codes, scales, panel);
+                if !read(rows) {
+                    given_up.store(true, Relaxed);
+                }
+            });
         if given_up.into_inner() {
             return None;
         }
@@ -319,6 +313,36 @@ impl Matrix {
     }
 }
 
+/// Bytes of a panel of integers.
+fn panel_bytes(format: WeightFormat, inputs: usize) -> usize {
+    inputs.div_ceil(BLOCK) * block_bytes(format)
+}
+
+fn block_bytes(format: WeightFormat) -> usize {
+    if format == WeightFormat::Q4 { qtile::block_bytes::<true>() } else { qtile::block_bytes::<false>() }
+}
+
+/// Brings the codes and scales of a panel's rows, as they lie in a file, into its blocks.
+fn fill_blocks(format: WeightFormat, inputs: usize, rows: &[u8], scales: &[u8], panel: &mut [u8]) {
+    let (blocks, row_bytes) = (inputs.div_ceil(BLOCK), quant::code_bytes_of(format, inputs));
+    // Of every block a row has this many bytes. Signed bytes become unsigned ones, see `Isa::load_q`.
+    let (of_block, flip) = if format == WeightFormat::Q4 { (BLOCK / 2, 0) } else { (BLOCK, 0x80) };
+    for (b, block) in panel.chunks_exact_mut(block_bytes(format)).enumerate() {
+        let (block_scales, codes) = block.split_at_mut(SCALE_BYTES);
+        let column = scales.as_chunks::<2>().0.iter().skip(b).step_by(blocks);
+        for (to, &scale) in block_scales.as_chunks_mut::<2>().0.iter_mut().zip(column) {
+            *to = u16::from_le_bytes(scale).to_ne_bytes();
+        }
+        fours(rows, row_bytes, b * of_block, flip, codes);
+    }
+}
+
+fn narrow<const N: usize>(values: &[f32], to: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    for (to, &value) in to.as_chunks_mut().0.iter_mut().zip(values) {
+        *to = bytes(value);
+    }
+}
+
 /// A pointer that tasks may share.
 #[derive(Clone, Copy)]
 struct SendPtr(*mut u8);
@@ -381,7 +405,7 @@ mod tests {
                 }
                 let rows = std::sync::Mutex::new(Vec::new());
                 let note = |part: Range<usize>| {
-                    rows.lock().unwrap().extend(part);
+                    rows.lock().expect("no test panicked").extend(part);
                     true
                 };
                 let stored = Matrix::pack_bytes(&cpu, format, outputs, inputs, &bytes[1..], &note);
@@ -390,7 +414,7 @@ mod tests {
                     row.copy_from_slice(&values[o * inputs..][..inputs])
                 });
                 assert!(stored.bytes_in_memory() == m.bytes_in_memory(), "{format:?} [{outputs}, {inputs}]");
-                let mut rows = rows.into_inner().unwrap();
+                let mut rows = rows.into_inner().expect("no test panicked");
                 rows.sort_unstable();
                 assert!(rows.into_iter().eq(0..outputs), "each row is reported once");
             }

@@ -11,7 +11,8 @@
 //! them, would ruin a model of 4 bits.
 
 use crate::convert::{bf16_to_f32, f32_to_bf16};
-use crate::{Cpu, Isa, LANES, Op, WeightFormat};
+use crate::portable::Portable;
+use crate::{Cpu, Isa, LANES, Level, Op, WeightFormat};
 use std::sync::Mutex;
 
 /// Inputs that share a scale.
@@ -204,12 +205,11 @@ pub fn quantize(
     assert!(outliers.last().is_none_or(|&last| (last as usize) < inputs), "outliers are inputs");
     let importance = weigh(importance, inputs, outliers);
     let (code_bytes, blocks, kept) = (code_bytes_of(format, inputs), blocks_of(inputs), outliers.len());
-    let fill = if format == WeightFormat::Q4 { NEAREST_ZERO * 0x11 } else { 0 };
     let mut result = Quantized {
         format,
         outputs,
         inputs,
-        codes: vec![fill; outputs * code_bytes],
+        codes: vec![empty_code(format); outputs * code_bytes],
         scales: vec![0; outputs * blocks],
         outliers: outliers.to_vec(),
         outlier_weights: vec![0; outputs * kept],
@@ -244,15 +244,27 @@ pub fn quantize(
             let Part { codes, scales, .. } = &mut *part;
             let scales = &mut scales[i * blocks..(i + 1) * blocks];
             let codes = &mut codes[i * code_bytes..(i + 1) * code_bytes];
-            if format == WeightFormat::Q8 {
-                encode_q8(&values, codes, scales);
-            } else {
-                cpu.level().dispatch(EncodeQ4 { values: &values, importance: &importance, codes, scales });
-            }
+            encode_row(cpu.level(), format, &values, &importance, codes, scales);
         }
     });
     drop(parts);
     result
+}
+
+/// Quantises one row. Scales are 0 before, and codes those of 0.
+fn encode_row(
+    level: Level,
+    format: WeightFormat,
+    values: &[f32],
+    importance: &[f32],
+    codes: &mut [u8],
+    scales: &mut [u16],
+) {
+    if format == WeightFormat::Q8 {
+        level.dispatch(EncodeQ8 { values, codes, scales });
+    } else {
+        level.dispatch(EncodeQ4 { values, importance, codes, scales });
+    }
 }
 
 /// What one task writes.
@@ -260,6 +272,46 @@ struct Part<'a> {
     codes: &'a mut [u8],
     scales: &'a mut [u16],
     outlier_weights: &'a mut [u16],
+}
+
+/// Rows that are quantised one by one, without calibration and outliers: no whole matrix of codes need be in memory.
+pub(crate) struct RowQuantizer {
+    level: Level,
+    format: WeightFormat,
+    importance: Vec<f32>,
+}
+
+/// Some rows, as they would lie in a file.
+pub(crate) struct QuantizedRows {
+    pub codes: Vec<u8>,
+    pub scales: Vec<u8>,
+}
+
+impl RowQuantizer {
+    pub fn new(level: Level, format: WeightFormat, inputs: usize) -> Self {
+        Self { level, format, importance: weigh(None, inputs, &[]) }
+    }
+
+    /// Quantises rows as `row` gives them.
+    pub fn rows(&self, rows: std::ops::Range<usize>, row: &impl Fn(usize, &mut [f32])) -> QuantizedRows {
+        let inputs = self.importance.len();
+        let (code_bytes, blocks) = (code_bytes_of(self.format, inputs), blocks_of(inputs));
+        let mut values = vec![0.0; inputs];
+        let mut scales = vec![0; blocks];
+        let mut result = QuantizedRows {
+            codes: vec![empty_code(self.format); rows.len() * code_bytes],
+            scales: Vec::with_capacity(rows.len() * blocks * 2),
+        };
+        for (i, o) in rows.enumerate() {
+            row(o, &mut values);
+            assert!(values.iter().all(|w| w.is_finite()), "weights are finite");
+            let codes = &mut result.codes[i * code_bytes..(i + 1) * code_bytes];
+            scales.fill(0);
+            encode_row(self.level, self.format, &values, &self.importance, codes, &mut scales);
+            result.scales.extend(scales.iter().flat_map(|s| s.to_le_bytes()));
+        }
+        result
+    }
 }
 
 /// How much each input counts: at most 1, so that no sum overflows, and 0 for outliers.
@@ -284,22 +336,44 @@ fn weigh(importance: Option<&[f32]>, inputs: usize, outliers: &[u32]) -> Vec<f32
     weights
 }
 
-fn largest_magnitude(block: &[f32]) -> f32 {
-    block.iter().fold(0.0, |most, w| f32::max(most, w.abs()))
+/// A byte of codes that hold no weight.
+fn empty_code(format: WeightFormat) -> u8 {
+    if format == WeightFormat::Q4 { NEAREST_ZERO * 0x11 } else { 0 }
 }
 
-/// The scale is the smallest that reaches the largest weight.
-fn encode_q8(values: &[f32], codes: &mut [u8], scales: &mut [u16]) {
-    let blocks = values.chunks(QUANT_BLOCK).zip(codes.chunks_mut(QUANT_BLOCK));
-    for ((block, codes), place) in blocks.zip(scales) {
-        let wanted = largest_magnitude(block) / 127.0;
-        let nearest = f32_to_bf16(wanted);
-        let up = if bf16_to_f32(nearest) < wanted { nearest + 1 } else { nearest };
-        *place = up.min(f32_to_bf16(LARGEST_SCALE));
-        let scale = bf16_to_f32(*place);
-        for (code, &w) in codes.iter_mut().zip(block) {
-            let v = if scale > 0.0 { (w / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
-            *code = v as i8 as u8;
+#[inline(always)]
+fn largest_magnitude(block: &[f32]) -> f32 {
+    // As bits, because a maximum of integers may be taken in any order, that is in vectors.
+    f32::from_bits(block.iter().fold(0, |most, w| u32::max(most, w.abs().to_bits())))
+}
+
+/// Codes and scales of one row of q8. The scale is the smallest that reaches the largest weight.
+struct EncodeQ8<'a> {
+    values: &'a [f32],
+    codes: &'a mut [u8],
+    scales: &'a mut [u16],
+}
+
+impl Op for EncodeQ8<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let blocks = self.values.chunks(QUANT_BLOCK).zip(self.codes.chunks_mut(QUANT_BLOCK));
+        for ((block, codes), place) in blocks.zip(self.scales) {
+            let wanted = largest_magnitude(block) / 127.0;
+            let nearest = f32_to_bf16(wanted);
+            let up = if bf16_to_f32(nearest) < wanted { nearest + 1 } else { nearest };
+            *place = up.min(f32_to_bf16(LARGEST_SCALE));
+            let scale = bf16_to_f32(*place);
+            if scale > 0.0 {
+                for (code, &w) in codes.iter_mut().zip(block) {
+                    // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the last bits of the sum.
+                    *code = ((w / scale).clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as u8;
+                }
+            } else {
+                codes.fill(0);
+            }
         }
     }
 }
@@ -308,7 +382,8 @@ fn encode_q8(values: &[f32], codes: &mut [u8], scales: &mut [u16]) {
 pub fn round_to_q8(row: &mut [f32]) {
     for block in row.chunks_mut(QUANT_BLOCK) {
         let (mut codes, mut scale) = ([0; QUANT_BLOCK], [0]);
-        encode_q8(block, &mut codes[..block.len()], &mut scale);
+        let codes_of_block = &mut codes[..block.len()];
+        EncodeQ8 { values: block, codes: codes_of_block, scales: &mut scale }.run(Portable);
         decode(WeightFormat::Q8, &codes, |_| bf16_to_f32(scale[0]), block);
     }
 }

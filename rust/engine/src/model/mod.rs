@@ -3,10 +3,12 @@
 mod loader;
 mod observer;
 mod pass;
+mod reading;
 mod rwkv4;
 mod spikegpt;
 mod trace;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use spikelet_simd::{Cpu, Level, Matrix, WeightFormat, physical_cores};
 
 pub use self::observer::{InputStatistics, Observer, calibrate};
 pub use self::pass::{Activations, Pass, StateBuffers};
+pub use self::reading::LoadProgress;
 pub use self::trace::Trace;
 
 use self::loader::Loader;
@@ -70,6 +73,15 @@ impl Model {
     /// # Errors
     /// Says which file, tensor or option is wrong, what was found and what was needed.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
+        Self::load_with(path, options, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// The same, telling how far it is: at first, about every 20 ms, and when all is read. `Break` stops it with
+    /// [`Error::Cancelled`].
+    ///
+    /// # Errors
+    /// As above.
+    pub fn load_with(path: &Path, options: &LoadOptions, progress: LoadProgress<'_>) -> Result<Arc<Self>> {
         let checkpoint = Arc::new(Checkpoint::open_with(path, options.open)?);
         let mut config = checkpoint.config().clone();
         if let Some(every) = options.rescale_every {
@@ -93,12 +105,12 @@ impl Model {
         });
         let format = options.format.unwrap_or(stored);
         let cpu = Cpu::new(level, threads);
-        let mut loader = Loader::new(&checkpoint, &config, format, &cpu);
+        let mut loader = Loader::new(&checkpoint, &config, format, &cpu, progress)?;
         let architecture: Box<dyn Architecture> = match config.model_type {
             ModelType::Rwkv4 => Box::new(rwkv4::Rwkv4::load(&mut loader)?),
             ModelType::SpikeGpt => Box::new(spikegpt::SpikeGpt::load(&mut loader)?),
         };
-        let layout = loader.into_layout();
+        let layout = loader.finish()?;
         Ok(Arc::new(Self { checkpoint, config, format, cpu, layout, architecture }))
     }
 

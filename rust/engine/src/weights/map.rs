@@ -39,11 +39,49 @@ impl MappedFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Lets the pages of these bytes leave this process's memory, if they lie in this file. They stay in the system's cache as long as it
+    /// likes, and come back when they are read.
+    pub fn release(&self, bytes: &[u8]) {
+        let (all, part) = (self.map.as_ptr_range(), bytes.as_ptr_range());
+        if bytes.is_empty() || part.start < all.start || part.end > all.end {
+            return;
+        }
+        #[cfg(unix)]
+        {
+            let offset = part.start.addr() - all.start.addr();
+            #[allow(unsafe_code)]
+            // SAFETY: the map is of a file, shared and read-only, so its pages hold nothing that the file does not: whoever reads them
+            // again, also at this moment in another thread, finds the same bytes. The range lies inside the map; the pages at its ends are
+            // dropped whole, for which the same holds. A refusal does no harm.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+        }
+    }
 }
 
 impl Deref for MappedFile {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_pages_hold_the_same_when_they_are_read_again() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let bytes: Vec<u8> = (0..100_000u32).flat_map(|i| i.to_le_bytes()).collect();
+        std::fs::write(file.path(), &bytes).expect("written");
+        let map = MappedFile::open(file.path()).expect("mapped");
+        assert!(map[..] == bytes[..]);
+        map.release(&map[..]);
+        assert!(map[..] == bytes[..]);
+        map.release(&map[5000..5001]);
+        map.release(&map[..0]);
+        map.release(&bytes); // not of this file
+        assert!(map[..] == bytes[..]);
     }
 }

@@ -29,12 +29,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
+use spikelet_simd::quant::QuantizedView;
 
 pub use self::convert::{Progress, convert};
 pub use self::inspect::{Inspection, TensorInfo};
 pub use self::quantize::{Quantization, QuantizedMatrix, quantize};
+pub(crate) use self::quantized::all_quantised;
 pub use self::quantized::{MatrixView, matrix_format};
 pub use self::safetensors::SafetensorsFile;
+pub(crate) use self::tensor::all_finite;
 pub use self::tensor::{Dtype, TensorView};
 pub use self::write::save_safetensors;
 use crate::config::{ModelConfig, ModelType, PartialConfig};
@@ -177,6 +180,21 @@ impl Checkpoint {
             MatrixView::Float(view) => self.check_finite(view),
             MatrixView::Quantised { name, view } => quantized::check_values(&self.path, name, view),
         }
+    }
+
+    /// Refuses scales and outliers that are not finite.
+    pub(crate) fn check_scales(&self, name: &str, view: &QuantizedView<'_>) -> Result<()> {
+        quantized::check_scales(&self.path, name, view)
+    }
+
+    /// Bytes of all tensors.
+    pub(crate) fn tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| bytes_of(&self.files, &t.data).len() as u64).sum()
+    }
+
+    /// These bytes of a tensor are not needed for now: their pages may leave memory. They come back when they are read again.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        self.files.iter().for_each(|file| file.release(bytes));
     }
 
     /// A vector of `len` finite values; stored as `[len]`, `[1, 1, len]`, `[len, 1]` or the like.

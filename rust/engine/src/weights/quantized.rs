@@ -213,6 +213,23 @@ pub(super) fn matrix<'a>(
 
 /// Scales and outliers must be finite, also times any code; q8 has no code -128.
 pub(super) fn check_values(path: &Path, name: &str, view: &QuantizedView<'_>) -> Result<()> {
+    check_scales(path, name, view)?;
+    if all_quantised(view.format, view.codes) {
+        return Ok(());
+    }
+    let index = view.codes.iter().position(|&code| code == 0x80).unwrap_or_default();
+    let reason = format!("found -128 at flat index {index}, needed codes from -127 to 127");
+    Err(Error::tensor(path, name, reason))
+}
+
+/// Whether all codes mean something.
+pub(crate) fn all_quantised(format: WeightFormat, codes: &[u8]) -> bool {
+    // Without an early exit, so that it becomes vector code.
+    format != WeightFormat::Q8 || !codes.iter().fold(false, |any, &code| any | (code == 0x80))
+}
+
+/// The scales and outliers alone.
+pub(super) fn check_scales(path: &Path, name: &str, view: &QuantizedView<'_>) -> Result<()> {
     let find = |bytes: &[u8], bad: &dyn Fn(f32) -> bool| {
         let values = bytes.as_chunks::<2>().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b)));
         values.enumerate().find(|(_, value)| bad(*value))
@@ -225,13 +242,6 @@ pub(super) fn check_values(path: &Path, name: &str, view: &QuantizedView<'_>) ->
     }
     if let Some((index, value)) = find(view.outlier_weights, &|weight| !weight.is_finite()) {
         return Err(wrong(OUTLIER_WEIGHT, value, index, "finite numbers"));
-    }
-    if view.format == WeightFormat::Q8 {
-        // Without an early exit, so that it becomes vector code.
-        if view.codes.iter().fold(false, |any, &code| any | (code == 0x80)) {
-            let index = view.codes.iter().position(|&code| code == 0x80).unwrap_or_default();
-            return Err(wrong("", -128.0, index, "codes from -127 to 127"));
-        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! A stored tensor: its type, its shape, its bytes as they lie in the file, and their way into f32.
 
-use half::{bf16, f16};
+use spikelet_simd::convert::{bf16_to_f32, f16_to_f32};
 
 /// Types of stored tensors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -106,13 +106,12 @@ impl TensorView<'_> {
         if !self.dtype.is_float() {
             return None;
         }
-        // Blocks small enough for the cache: decoded in one loop, judged in another, both without branches.
+        // Blocks small enough for the cache; only one that has such a value is decoded.
         const BLOCK: usize = 2048;
-        let mut values = [0.0f32; BLOCK];
         for (i, bytes) in self.bytes.chunks(BLOCK * self.dtype.size()).enumerate() {
-            let values = &mut values[..bytes.len() / self.dtype.size()];
-            decode(self.dtype, bytes, values);
-            if !all_finite(values) {
+            if !all_finite(self.dtype, bytes) {
+                let mut values = vec![0.0; bytes.len() / self.dtype.size()];
+                decode(self.dtype, bytes, &mut values);
                 let at = values.iter().position(|v| !v.is_finite())?;
                 return Some((i * BLOCK + at, values[at]));
             }
@@ -121,11 +120,20 @@ impl TensorView<'_> {
     }
 }
 
-fn all_finite(values: &[f32]) -> bool {
+/// Whether none of these little-endian numbers is NaN or infinite, as f32.
+pub(crate) fn all_finite(dtype: Dtype, bytes: &[u8]) -> bool {
+    match dtype {
+        Dtype::F32 => none(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+        Dtype::Bf16 => none(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+        Dtype::F16 => none(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+        Dtype::F64 => none(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite()),
+        _ => true,
+    }
+}
+
+fn none<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> bool {
     // Without an early exit, so that it becomes vector code.
-    const EXPONENT: u32 = 0x7f80_0000;
-    let bad = |v: &f32| v.to_bits() & EXPONENT == EXPONENT;
-    !values.iter().fold(false, |any, v| any | bad(v))
+    !bytes.as_chunks::<N>().0.iter().fold(false, |any, &b| any | bad(b))
 }
 
 /// Little-endian values of any type as f32.
@@ -136,8 +144,8 @@ pub(crate) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * dtype.size(), "bytes of {} {} values", out.len(), dtype.name());
     match dtype {
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
-        Dtype::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::Bf16 => each(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
+        Dtype::F16 => each(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b))),
         Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         Dtype::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
         Dtype::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
@@ -158,6 +166,7 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], bytes: &'a [u8]) -> TensorView<'a> {
         TensorView { name: "t", dtype, shape, bytes }
