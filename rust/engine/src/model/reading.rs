@@ -16,6 +16,8 @@ pub type LoadProgress<'a> = &'a mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Se
 
 /// Pages leave memory so many bytes at a time: asking the system costs some microseconds.
 const SLAB: usize = 1 << 20;
+/// A thread may be so many of these behind another.
+const LATE: usize = 4;
 /// Between two calls of a progress function.
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -54,9 +56,10 @@ impl<'a> Reading<'a> {
     /// This part of a tensor's bytes is not needed any more. (It can be read again: that only takes time.) Says whether to go on.
     pub fn part(&self, tensor: &[u8], part: Range<usize>) -> bool {
         self.within.fetch_add(part.len() as u64, Relaxed);
-        let slabs = part.start / SLAB * SLAB..part.end / SLAB * SLAB;
-        if !slabs.is_empty() {
-            self.checkpoint.release(&tensor[slabs]);
+        let (first, end) = (part.start / SLAB, part.end / SLAB);
+        if first < end {
+            // Also what a thread that was late has brought back of those before.
+            self.checkpoint.release(&tensor[first.saturating_sub(LATE) * SLAB..end * SLAB]);
         }
         if thread::current().id() == self.caller {
             self.tell(false);
