@@ -14,7 +14,7 @@
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`quant`], [`pack`], [`tile`], [`qtile`],
+//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`quant`], [`encode`], [`pack`], [`tile`], [`qtile`],
 //! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], [`products`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
@@ -39,6 +39,7 @@ mod avx512;
 mod buffer;
 pub mod convert;
 mod cpu;
+mod encode;
 mod interleave;
 mod level;
 mod matmul;
