@@ -31,6 +31,7 @@ __all__ = [
     "lif_forward",
     "load_model",
     "measure_fma_peak",
+    "measure_int8_peak",
     "measure_read_bandwidth",
     "mix_backward",
     "mix_forward",
@@ -172,6 +173,11 @@ def measure_read_bandwidth(threads: int, num_bytes: int = ...) -> float:
 def measure_fma_peak(threads: int) -> float:
     """Peak of f32 fused multiply-adds in GFLOP/s (two per multiply-add) of `threads` threads on the instruction set in use. For
     benchmarks.
+    """
+
+def measure_int8_peak(threads: int) -> float:
+    """Peak of dot products of bytes in GOP/s (two operations per multiply-add) of `threads` threads on the instruction set in use: what
+    products of q8 and q4 weights are made of. For benchmarks.
     """
 
 @final

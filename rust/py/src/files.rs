@@ -9,7 +9,7 @@ use spikelet::error::{Error, Result};
 use spikelet::model::{LoadOptions, Model, calibrate};
 use spikelet::tokenizer::load_tokenizer;
 use spikelet::weights::{Checkpoint, Dtype, Quantization, QuantizedMatrix};
-use spikelet_simd::measure::{fma_peak, read_bandwidth};
+use spikelet_simd::measure::{fma_peak, int8_peak, read_bandwidth};
 use spikelet_simd::{Cpu, Level, WeightFormat, physical_cores};
 
 use crate::args::{Int, Prompt};
@@ -230,5 +230,17 @@ pub fn measure_fma_peak(py: Python<'_>, threads: usize) -> PyResult<f64> {
             return Err(bad_option("threads", "0", "at least 1"));
         }
         Ok(fma_peak(level()?, threads))
+    })
+}
+
+/// Peak of dot products of bytes in GOP/s (two operations per multiply-add) of `threads` threads on the instruction set in use: what
+/// products of q8 and q4 weights are made of. For benchmarks.
+#[pyfunction]
+pub fn measure_int8_peak(py: Python<'_>, threads: usize) -> PyResult<f64> {
+    engine(py, || {
+        if threads == 0 {
+            return Err(bad_option("threads", "0", "at least 1"));
+        }
+        Ok(int8_peak(level()?, threads))
     })
 }

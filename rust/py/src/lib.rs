@@ -27,7 +27,8 @@ mod _spikelet {
     use super::config::ModelConfig;
     #[pymodule_export]
     use super::files::{
-        convert, cpu_features, default_options, inspect, measure_fma_peak, measure_read_bandwidth, quantize,
+        convert, cpu_features, default_options, inspect, measure_fma_peak, measure_int8_peak, measure_read_bandwidth,
+        quantize,
     };
     #[pymodule_export]
     use super::generation::{Completion, Generation, GenerationStats};

@@ -45,6 +45,20 @@ pub fn fma_peak(level: Level, threads: usize) -> f64 {
     per_second((2 * LANES * Multiply::CHAINS * ROUNDS * tasks) as f64, pass)[REPEATS - 1] / 1e9
 }
 
+/// Dot products of bytes on `threads` threads with nothing but registers, as products of integer weights have them, two operations per
+/// multiply-add; GOP/s. The best of several measurements.
+pub fn int8_peak(level: Level, threads: usize) -> f64 {
+    const ROUNDS: usize = 5_000;
+    let cpu = Cpu::new(level, threads);
+    let tasks = 4 * threads;
+    let pass = || {
+        cpu.run(tasks, &|_| {
+            black_box(level.dispatch_dot(Dot(ROUNDS)));
+        });
+    };
+    per_second((2 * 4 * LANES * Dot::CHAINS * ROUNDS * tasks) as f64, pass)[REPEATS - 1] / 1e9
+}
+
 /// `amount` per second of `pass`, in ascending order.
 fn per_second(amount: f64, pass: impl Fn()) -> [f64; REPEATS] {
     pass();
@@ -106,6 +120,29 @@ impl Op for Multiply {
     }
 }
 
+struct Dot(usize);
+
+impl Dot {
+    /// As for [`Multiply`].
+    const CHAINS: usize = 6;
+}
+
+impl Op for Dot {
+    type Output = f32;
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        let w = isa.load_q(&black_box([129; 64]));
+        let x = black_box([1, 2, 3, 4]);
+        let mut sums = [(); Self::CHAINS].map(|()| isa.splat_n(black_box(0)));
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = isa.dot4(*sum, w, x);
+            }
+        }
+        sums.iter().map(|&n| sum_lanes(isa, isa.to_f32(n))).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +152,7 @@ mod tests {
         if !cfg!(miri) {
             assert!(read_bandwidth(2, 1 << 20) > 0.0);
             assert!(fma_peak(Level::best(), 1) > 0.0);
+            Level::available().into_iter().for_each(|level| assert!(int8_peak(level, 1) > 0.0));
         }
     }
 }
