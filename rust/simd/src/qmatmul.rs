@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Blocks that many tokens work on at a time: those of a panel fill half of the first level cache.
 const CHUNK: usize = 8;
 
+/// Up to this many tokens, reading memory in order matters more than room in the first level cache.
+const FEW_TOKENS: usize = 32;
+
 /// Codes of one token lie this far apart: an odd number of cache lines, so that tokens spread over the cache's sets.
 pub(crate) fn code_stride(width: usize) -> usize {
     (width.div_ceil(BLOCK) | 1) * BLOCK
@@ -126,7 +129,7 @@ fn dots<I: Isa, const NIBBLES: bool>(isa: I, a: Dots<'_>) {
     let (n, outputs) = (a.n, a.w.outputs());
     // Panel by panel, so that memory is read in order: all inputs of a few tokens, which stay in the first level cache, a chunk of the
     // inputs of many.
-    let chunk_blocks = if n <= STREAM_TOKENS { parts.blocks.max(1) } else { CHUNK };
+    let chunk_blocks = if n <= FEW_TOKENS { parts.blocks.max(1) } else { CHUNK };
     // Tiles of nearly equal size, so that none is too small to be fast.
     let tiles = n.div_ceil(STREAM_TOKENS);
     let mut edge: Edge = [[0.0; PANEL]; MAX_TILE];
