@@ -4,7 +4,7 @@ use crate::cpu::{Cpu, SMALL_ROWS, check};
 use crate::matmul::{self, Blocked, Product, STREAM_TOKENS, Stream};
 use crate::pack::{Outliers, PANEL};
 use crate::qmatmul::{Dots, Encode, code_stride};
-use crate::qtile::{BLOCK, Codes};
+use crate::qtile::{BLOCK, Codes, grow};
 use crate::shared::SharedMut;
 use crate::tile::{Dense, Picks, Steps};
 use crate::{Level, Matrix};
@@ -160,8 +160,9 @@ impl Cpu {
             self.split(panels(w), 1, small, &|panels| {
                 self.level().dispatch_dot(Dots { w, x: codes, n, y: to, panels });
             });
-            if let Some(Outliers { columns, .. }) = w.outliers() {
-                let (x, stride) = gather(w.outliers().expect("just seen"), x, width, n, gathered);
+            if let Some(outliers) = w.outliers() {
+                let columns = &outliers.columns;
+                let (x, stride) = gather(outliers, x, width, n, gathered);
                 // A few columns: they stream, some tokens at a time.
                 for (x, y) in x.chunks(STREAM_TOKENS * stride).zip(y.chunks_mut((STREAM_TOKENS * outputs).max(1))) {
                     let (n, y) = (y.len() / outputs, &SharedMut::new(y));
@@ -244,13 +245,6 @@ fn gather<'a>(outliers: &Outliers, x: &[f32], width: usize, n: usize, to: &'a mu
         to.iter_mut().zip(&outliers.inputs).for_each(|(to, &i)| *to = from[i as usize]);
     }
     (&to[..n * stride], stride)
-}
-
-/// Makes room for `len` elements; keeps what memory there is.
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
 }
 
 #[track_caller]

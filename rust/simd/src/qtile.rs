@@ -6,11 +6,11 @@
 //! block in ascending order; `sum` is the exact integer sum of weight times code, and `scale` is that of block and output.
 
 use crate::pack::PANEL;
+pub(crate) use crate::tile::BLOCK;
+use crate::tile::clear;
 use crate::{Isa, LANES};
 use std::ops::Range;
 
-/// Inputs in a block.
-pub(crate) const BLOCK: usize = 64;
 /// Values of 4-bit weights, by code.
 const VALUES: [i8; 16] = crate::quant::TABLE;
 /// The same plus 128, as [`Isa::load_nibbles`] wants them.
@@ -55,7 +55,8 @@ impl Codes {
     }
 }
 
-fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
+/// Makes room for `len` elements; keeps what memory there is.
+pub(crate) fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, T::default());
     }
@@ -136,14 +137,8 @@ pub(crate) unsafe fn dot_tile<
         a.acc.wrapping_add(t * a.acc_stride + p * PANEL + (FIRST + v) * LANES).cast::<[f32; LANES]>()
     };
     if fresh && blocks.is_empty() {
-        for p in 0..P {
-            for t in 0..T {
-                for v in 0..V {
-                    // SAFETY: `acc` is valid for these by the caller's promise.
-                    isa.store(isa.splat(0.0), unsafe { &mut *acc_at(p, t, v) });
-                }
-            }
-        }
+        // SAFETY: `acc` is valid for these by the caller's promise.
+        unsafe { clear::<I, P, FIRST, V, T>(isa, a.acc, a.acc_stride) };
     }
     let first = blocks.start;
     for b in blocks {

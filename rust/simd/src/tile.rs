@@ -220,6 +220,27 @@ pub(crate) struct Tile<W> {
     pub acc_stride: usize,
 }
 
+/// What a tile without inputs leaves: zeros.
+///
+/// # Safety
+/// `acc` must be valid to write for these panels, vectors and tokens.
+#[inline(always)]
+pub(crate) unsafe fn clear<I: Isa, const P: usize, const FIRST: usize, const V: usize, const T: usize>(
+    isa: I,
+    acc: *mut f32,
+    stride: usize,
+) {
+    for p in 0..P {
+        for t in 0..T {
+            for v in 0..V {
+                let at = acc.wrapping_add(t * stride + p * PANEL + (FIRST + v) * LANES);
+                // SAFETY: the caller's promise.
+                isa.store(isa.splat(0.0), unsafe { &mut *at.cast::<[f32; LANES]>() });
+            }
+        }
+    }
+}
+
 /// `P` panels by `V` vectors, from `FIRST` on, by `T` tokens: adds the given blocks to `acc`, which counts as zero if `fresh`.
 ///
 /// # Safety
@@ -246,14 +267,8 @@ pub(crate) unsafe fn tile<
         a.acc.wrapping_add(t * a.acc_stride + p * PANEL + (FIRST + v) * LANES).cast::<[f32; LANES]>()
     };
     if fresh && blocks.is_empty() {
-        for p in 0..P {
-            for t in 0..T {
-                for v in 0..V {
-                    // SAFETY: `acc` is valid for these by the caller's promise.
-                    isa.store(isa.splat(0.0), unsafe { &mut *acc_at(p, t, v) });
-                }
-            }
-        }
+        // SAFETY: `acc` is valid for these by the caller's promise.
+        unsafe { clear::<I, P, FIRST, V, T>(isa, a.acc, a.acc_stride) };
     }
     let first = blocks.start;
     for b in blocks {
