@@ -70,6 +70,7 @@
 pub mod backend;
 pub mod config;
 pub mod decode;
+pub mod draft;
 pub mod error;
 pub mod generation_config;
 pub mod model;

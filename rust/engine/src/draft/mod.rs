@@ -1,0 +1,130 @@
+//! Drafts: tokens guessed ahead, for the model to verify in one pass.
+//!
+//! A drafter only proposes. What it proposes decides how fast text comes, never which text, so nothing here needs to be
+//! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
+
+use crate::decode::RowId;
+use crate::error::Result;
+use crate::sampler::Sampler;
+
+/// Most tokens of one draft.
+pub const MAX_DRAFT: usize = 16;
+
+/// Where drafted tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The longest earlier occurrence, in prompt and output, of the last tokens.
+    NGram,
+    /// A table of the training text.
+    Table,
+    /// The small network trained along with the model.
+    Prophet,
+    /// A second, smaller model of the same vocabulary.
+    Model,
+}
+
+impl Source {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::NGram, Self::Table, Self::Prophet, Self::Model];
+
+    /// The name users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NGram => "ngram",
+            Self::Table => "table",
+            Self::Prophet => "prophet",
+            Self::Model => "draft_model",
+        }
+    }
+}
+
+/// What a drafted token was drawn from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Drawn {
+    /// It was the only choice: probability 1.
+    Certain,
+    /// Ids ascending, and their probabilities.
+    From(Vec<u32>, Vec<f32>),
+}
+
+/// Tokens guessed ahead for one row.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// The guesses, of which each goes on from those before it.
+    pub tokens: Vec<u32>,
+    /// How sure the drafter is of each, 0 to 1, in a measure of its own. Known before the token is drawn unless
+    /// [`DraftRow::shared_noise`]: then it may look at the token.
+    pub confidence: Vec<f32>,
+    /// What each was drawn from; filled only when [`DraftRow::distributions`] asks for it.
+    pub drawn: Vec<Drawn>,
+    /// Where they come from.
+    pub source: Option<Source>,
+}
+
+impl Draft {
+    /// Empties it and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.confidence.clear();
+        self.drawn.clear();
+        self.source = None;
+    }
+
+    /// Drops all but the first `n` guesses.
+    pub fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+        self.confidence.truncate(n);
+        self.drawn.truncate(n);
+    }
+}
+
+/// One row that wants a draft.
+#[derive(Debug)]
+pub struct DraftRow<'a> {
+    /// Which row.
+    pub row: RowId,
+    /// Its sequence as far as it is known: what was read and generated, the token that comes next to be read last.
+    pub history: &'a [u32],
+    /// Position at which the token after `history` is drawn, see [`Sampler::sample`].
+    pub position: u64,
+    /// Most tokens to guess: 1 to [`MAX_DRAFT`].
+    pub max_tokens: usize,
+    /// How the row draws.
+    pub sampler: &'a Sampler,
+    /// Draw each guess with the noise that the row itself will draw with at that position (or greedily where the row is
+    /// greedy), so that equal distributions give equal tokens. Otherwise draw with noise of the drafter's own,
+    /// [`Sampler::draft_uniform`].
+    pub shared_noise: bool,
+    /// Fill [`Draft::drawn`].
+    pub distributions: bool,
+    /// Where the guesses go; empty before.
+    pub draft: &'a mut Draft,
+}
+
+/// Guesses tokens.
+///
+/// It serves the rows of one [`Decoder`](crate::decode::Decoder) and may keep something for each, which it finds by
+/// [`DraftRow::row`]; a row it has never heard of, or lost, is no error but at worst gets no guess.
+pub trait Drafter: Send {
+    /// Where its guesses come from.
+    fn source(&self) -> Source;
+
+    /// Whether [`observe`](Self::observe) needs the model's hidden states.
+    fn wants_hidden(&self) -> bool {
+        false
+    }
+
+    /// Tells of tokens that the model has read for a row, and that stay: `tokens[i]` led to `hidden[i * width ..]`, the
+    /// residual stream before `ln_out`. Fewer hidden states than tokens belong to the last tokens. Nothing is told of guesses
+    /// that were refused. The next token of the row, not yet read, is the last of the next [`DraftRow::history`].
+    fn observe(&mut self, row: RowId, tokens: &[u32], hidden: &[f32]);
+
+    /// Guesses for all rows at once. After each guess `more(i, draft)` says whether row `i` shall get another.
+    ///
+    /// # Errors
+    /// Of the drafter's own model. Drafts may then hold anything.
+    fn propose(&mut self, rows: &mut [DraftRow<'_>], more: &mut dyn FnMut(usize, &Draft) -> bool) -> Result<()>;
+
+    /// A row has left.
+    fn forget(&mut self, row: RowId);
+}
