@@ -12,7 +12,7 @@ from typing import Any
 
 import harness
 import plots
-from harness import FMA, READ, Figure, Plan
+from harness import FMA, READ, Figure, Plan, Program
 from shapes import Shape
 
 import spikelet
@@ -106,13 +106,7 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def main() -> None:
-    """Runs all rows and prints them as they come."""
-    parser = harness.parser(str(__doc__), threads=(2,))
-    parser.set_defaults(shapes="RWKV-4-169M")
-    plan = Plan.of("batch", parser.parse_args())
-    plan.run(measure, COLUMNS, line, plot)
-
-
 if __name__ == "__main__":
-    main()
+    Program(
+        "batch", str(__doc__), measure, COLUMNS, line, plot, threads=(2,), shapes=("RWKV-4-169M",)
+    ).main()

@@ -14,7 +14,7 @@ from typing import Any
 
 import harness
 import plots
-from harness import Figure, Plan
+from harness import Figure, Plan, Program
 from shapes import Shape, bytes_read
 
 PROMPT = 8
@@ -86,11 +86,5 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
     plots.bars_of_formats(plan.plot_file(), rows, title)
 
 
-def main() -> None:
-    """Runs all rows and prints them as they come."""
-    plan = Plan.of("decode", harness.parser(str(__doc__)).parse_args())
-    plan.run(measure, COLUMNS, line, plot)
-
-
 if __name__ == "__main__":
-    main()
+    Program("decode", str(__doc__), measure, COLUMNS, line, plot).main()

@@ -312,29 +312,40 @@ class Plan:
         unfinished.replace(self.json)
         print(f"written: {self.json}")
 
-    def run(
-        self,
-        measure: Callable[[Plan, Shape, int], list[dict[str, Any]]],
-        columns: Sequence[str],
-        line: Callable[[dict[str, Any]], str],
-        plot: Callable[[Plan, list[dict[str, Any]]], None],
-    ) -> None:
-        """Measures every model with every number of threads; prints and keeps the rows."""
-        print(describe(self.machine))
-        print(table_head(columns))
-        rows: list[dict[str, Any]] = []
-        for shape in self.shapes:
-            for threads in self.threads:
-                found = measure(self, shape, threads)
-                rows += found
-                print("\n".join(map(line, found)), flush=True)
-        self.save(rows)
-        if rows:
-            plot(self, rows)
-
     def plot_file(self) -> Path | None:
         """Where the plot belongs: beside the result file."""
         return self.json and self.json.with_suffix(".svg")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A benchmark that has rows of its own for each model and number of threads."""
+
+    name: str
+    doc: str
+    measure: Callable[[Plan, Shape, int], list[dict[str, Any]]]
+    columns: Sequence[str]
+    line: Callable[[dict[str, Any]], str]
+    plot: Callable[[Plan, list[dict[str, Any]]], None]
+    threads: Sequence[int] = (1, 2)
+    shapes: Sequence[str] = tuple(SHAPES)
+
+    def main(self) -> None:
+        """Measures what the command line asks for; prints the rows as they come, and keeps them."""
+        options = parser(self.doc, threads=self.threads)
+        options.set_defaults(shapes=",".join(self.shapes))
+        plan = Plan.of(self.name, options.parse_args())
+        print(describe(plan.machine))
+        print(table_head(self.columns))
+        rows: list[dict[str, Any]] = []
+        for shape in plan.shapes:
+            for threads in plan.threads:
+                found = self.measure(plan, shape, threads)
+                rows += found
+                print("\n".join(map(self.line, found)), flush=True)
+        plan.save(rows)
+        if rows:
+            self.plot(plan, rows)
 
 
 def rounded(value: Any) -> Any:

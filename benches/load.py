@@ -24,7 +24,7 @@ from typing import Any
 
 import harness
 import plots
-from harness import Figure, Plan
+from harness import Figure, Plan, Program
 from shapes import Shape
 
 import spikelet
@@ -182,13 +182,7 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def main() -> None:
-    """Runs all rows and prints them."""
-    parser = harness.parser(str(__doc__), threads=(2,))
-    parser.set_defaults(shapes="RWKV-4-169M")
-    plan = Plan.of("load", parser.parse_args())
-    plan.run(measure, COLUMNS, line, plot)
-
-
 if __name__ == "__main__":
-    main()
+    Program(
+        "load", str(__doc__), measure, COLUMNS, line, plot, threads=(2,), shapes=("RWKV-4-169M",)
+    ).main()

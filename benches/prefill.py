@@ -13,7 +13,7 @@ from typing import Any
 
 import harness
 import plots
-from harness import FMA, INT8, Figure, Plan
+from harness import FMA, INT8, Figure, Plan, Program
 from shapes import Shape
 
 PROMPT = 512
@@ -85,11 +85,5 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def main() -> None:
-    """Runs all rows and prints them as they come."""
-    plan = Plan.of("prefill", harness.parser(str(__doc__)).parse_args())
-    plan.run(measure, COLUMNS, line, plot)
-
-
 if __name__ == "__main__":
-    main()
+    Program("prefill", str(__doc__), measure, COLUMNS, line, plot).main()

@@ -19,7 +19,7 @@ from typing import Any
 
 import harness
 import plots
-from harness import FMA, INT8, READ, Plan
+from harness import FMA, INT8, READ, Plan, Program
 from shapes import DENSITY, Shape, bytes_read, weights_read
 
 import spikelet
@@ -113,13 +113,5 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def main() -> None:
-    """Runs all rows and prints them as they come."""
-    parser = harness.parser(str(__doc__))
-    parser.set_defaults(shapes="SpikeGPT-216M")
-    plan = Plan.of("verify", parser.parse_args())
-    plan.run(measure, COLUMNS, line, plot)
-
-
 if __name__ == "__main__":
-    main()
+    Program("verify", str(__doc__), measure, COLUMNS, line, plot, shapes=("SpikeGPT-216M",)).main()

@@ -13,6 +13,7 @@ from spikelet.cli import options
 from spikelet.cli.terminal import (
     Output,
     Progress,
+    Stages,
     human_bytes,
     human_count,
     human_seconds,
@@ -109,6 +110,33 @@ def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress("converting", 4096, unit="bytes") as progress:
         progress.update(1024, "slowly")
     assert log.getvalue() == "converting  25%  1.0 KB of 4.0 KB  slowly\n"
+
+
+def test_stages_have_a_bar_each_and_lines_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with Stages() as stages:
+        stages.report("reading", 1, 10, unit=" tokens")
+        stages.report("judging", 2, 10, "slowly")
+        stages.say("done")
+        stages.report("writing", 3, 10)
+    pieces = screen.getvalue().split("\r\x1b[2K")
+    assert [piece.partition(" ")[0] for piece in pieces] == [
+        "", "reading", "", "judging", "done\n", "writing", "",
+    ]  # fmt: skip
+    assert "1 tokens of 10 tokens" in pieces[1]
+    assert pieces[3].endswith("slowly")
+
+
+def test_quiet_stages_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with Stages(quiet=True) as stages:
+        stages.report("reading", 1, 10)
+        stages.say("done")
+    assert screen.getvalue() == ""
 
 
 def test_a_quick_piece_of_work_leaves_no_line_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from spikelet.cli.options import add_model_options, load_model
-from spikelet.cli.terminal import Progress, UsageError, human_bytes, stdout, table
+from spikelet.cli.terminal import Progress, Stages, UsageError, human_bytes, stdout, table
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from spikelet import Model
     from spikelet.evaluation import Metric, TaskResult, TextScore
 
@@ -99,8 +97,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{model_only}no text given, and no --task")
     model = load_model(args)
     scores = [_score(model, name, args.max_bytes, args.context) for name in texts]
-    with _TaskProgress() as progress:
-        results = evaluate(model, tasks, limit=args.limit, seed=args.seed, report=progress.report)
+    with Stages() as stages:
+
+        def report(task: str, done: int, of: int) -> None:
+            stages.report(task, done, of, unit=" sequences")
+
+        results = evaluate(model, tasks, limit=args.limit, seed=args.seed, report=report)
     total = None
     if scores:
         total = TextScore("total")
@@ -156,27 +158,6 @@ def _score(model: Model, name: str, max_bytes: int | None, context: int | None) 
             bar.update(score.tokens, note, total=total)
 
         return score_text(model, text, name=name, context=context, progress=show)
-
-
-class _TaskProgress:
-    """A bar for each task in turn."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-
-    def report(self, name: str, done: int, total: int) -> None:
-        if self._bar is None or name != self._name:
-            self.__exit__()
-            self._name, self._bar = name, Progress(name, total, unit=" sequences")
-        self._bar.update(done)
 
 
 def read_text(name: str, max_bytes: int | None) -> str:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from spikelet.cli.eval import parse_size, read_text
 from spikelet.cli.options import add_file_options
-from spikelet.cli.terminal import Progress, UsageError, human_bytes, human_count, stdout
+from spikelet.cli.terminal import Stages, UsageError, human_bytes, human_count
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from spikelet import Model
     from spikelet.evaluation import TextScore
 
@@ -93,18 +91,18 @@ def run(args: argparse.Namespace) -> int:
     if calibration and not judge:
         calibration, judge = split(calibration)
         judged_by = "of the calibration text's last fifth"
-    with _Output(args) as output:
+    with Stages(quiet=args.quiet) as stages:
         if not calibration:
-            output.say("not calibrated: no --calibration text")
+            stages.say("not calibrated: no --calibration text")
         if not judge:
-            output.say("quality not judged: no text")
-            _quantize(source, target, calibration, output)
+            stages.say("quality not judged: no text")
+            _quantize(source, target, calibration, args, stages)
         else:
             # Beside the target, so that only what passes the judgement gets its name.
             with tempfile.TemporaryDirectory(prefix=".spikelet-", dir=_home_of(target)) as folder:
                 small = Path(folder) / "model"
-                _quantize(source, small, calibration, output)
-                _judge(source, small, judge, judged_by, output)
+                _quantize(source, small, calibration, args, stages)
+                _judge(source, small, judge, judged_by, args, stages)
                 spikelet.convert(small, target)
         facts = spikelet.inspect(target)
         size = human_bytes(facts["file_bytes"])
@@ -112,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             source, model_type=args.model_type, spike_embedding=args.spike_embedding
         )
         was_size = human_bytes(was["file_bytes"])
-        output.say(
+        stages.say(
             f"wrote {target}: {facts['model_type']}, {facts['dtype']}, {size} "
             f"(from {was['dtype']}, {was_size})"
         )
@@ -127,47 +125,18 @@ def split(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-class _Output:
-    """Progress of one stage after another, and lines of results."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self._stage = ""
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """How far a stage is."""
-        if self._bar is None or stage != self._stage:
-            self.__exit__()
-            unit = " weights" if stage == "quantising" else " tokens"
-            self._stage, self._bar = stage, Progress(stage, total, unit=unit, quiet=self.args.quiet)
-        self._bar.update(done, note, total=total)
-
-    def say(self, line: str) -> None:
-        """A line for people."""
-        self.__exit__()
-        if not self.args.quiet:
-            stdout().line(line)
-
-
-def _quantize(source: Path, target: Path, calibration: str, output: _Output) -> None:
+def _quantize(
+    source: Path, target: Path, calibration: str, args: argparse.Namespace, stages: Stages
+) -> None:
     import spikelet
 
-    args = output.args
     tokens = 0
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal tokens
         if stage == "reading":
             tokens = total
-        output.progress(stage, done, total)
+        stages.report(stage, done, total, unit=" weights" if stage == "quantising" else " tokens")
 
     report = spikelet.quantize(
         source,
@@ -182,24 +151,30 @@ def _quantize(source: Path, target: Path, calibration: str, output: _Output) -> 
     if calibration:
         kept = [matrix["outliers"] for matrix in report if matrix["outliers"]]
         apart = f"{sum(kept)} inputs of {len(kept)} matrices kept in 16 bits" if kept else ""
-        output.say(
+        stages.say(
             f"calibrated on {human_count(tokens)} tokens: {apart or 'no input needs 16 bits'}"
         )
 
 
-def _judge(source: Path, small: Path, text: str, judged_by: str, output: _Output) -> None:
+def _judge(
+    source: Path,
+    small: Path,
+    text: str,
+    judged_by: str,
+    args: argparse.Namespace,
+    stages: Stages,
+) -> None:
     """Raises if the model has become worse than it may."""
     import spikelet
 
-    args = output.args
     options = {"model_type": args.model_type, "spike_embedding": args.spike_embedding}
     before = _score(spikelet.load(source, dtype="f32", threads=args.threads, **options), text,
-                    "judging before", output)  # fmt: skip
-    after = _score(spikelet.load(small, threads=args.threads), text, "judging after", output)
+                    "judging before", stages)  # fmt: skip
+    after = _score(spikelet.load(small, threads=args.threads), text, "judging after", stages)
     if before.bits_per_byte is None or after.bits_per_byte is None:
         raise UsageError(f"the text {judged_by.removeprefix('of ')} has no bytes to predict")
     loss = 100 * (after.bits_per_byte / before.bits_per_byte - 1)
-    output.say(
+    stages.say(
         f"bits per byte {judged_by} ({human_bytes(before.bytes)}): {before.bits_per_byte:.4f} "
         f"before, {after.bits_per_byte:.4f} after, {loss:+.2f} %"
     )
@@ -211,11 +186,11 @@ def _judge(source: Path, small: Path, text: str, judged_by: str, output: _Output
         )
 
 
-def _score(model: Model, text: str, stage: str, output: _Output) -> TextScore:
+def _score(model: Model, text: str, stage: str, stages: Stages) -> TextScore:
     from spikelet.evaluation.text import score_text
 
     def show(score: TextScore, total: int) -> None:
-        output.progress(stage, score.tokens, total)
+        stages.report(stage, score.tokens, total, unit=" tokens")
 
     return score_text(model, text, name="the text that judges", progress=show)
 

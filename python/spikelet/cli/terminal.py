@@ -199,6 +199,42 @@ class Progress:
         return f"{self._label} {self._out.paint(bar.ljust(length), 'cyan')} {share:3d}%  {numbers}"
 
 
+class Stages:
+    """Work in stages: a bar for each in turn, and lines of results between them.
+
+    Use as a context manager: leaving it clears the bar.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._stage = ""
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def report(self, stage: str, done: int, total: int, note: str = "", *, unit: str = "") -> None:
+        """How far a stage is; a stage of another name begins a new bar."""
+        if self._bar is None or stage != self._stage:
+            self.clear()
+            self._stage, self._bar = stage, Progress(stage, total, unit=unit, quiet=self._quiet)
+        self._bar.update(done, note, total=total)
+
+    def say(self, line: str) -> None:
+        """A line of results, where the bar stood."""
+        self.clear()
+        if not self._quiet:
+            stdout().line(line)
+
+    def clear(self) -> None:
+        """Takes the bar off the screen."""
+        if self._bar is not None:
+            self._bar.clear()
+
+
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 KB'. Powers of 1024, as file managers and `ls -h` count."""
     for unit in ("B", "KB", "MB", "GB"):
