@@ -306,11 +306,7 @@ class Plan:
             **more,
             "rows": list(rows),
         }
-        self.json.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.json.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(rounded(result), indent=1) + "\n")
-        unfinished.replace(self.json)
-        print(f"written: {self.json}")
+        save(self.json, result)
 
     def plot_file(self) -> Path | None:
         """Where the plot belongs: beside the result file."""
@@ -346,6 +342,15 @@ class Program:
         plan.save(rows)
         if rows:
             self.plot(plan, rows)
+
+
+def save(file: Path, result: Mapping[str, Any]) -> None:
+    """Writes a result file and says so."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    unfinished.replace(file)
+    print(f"written: {file}")
 
 
 def rounded(value: Any) -> Any:

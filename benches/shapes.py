@@ -1,6 +1,7 @@
 """Random models of true shapes with a chosen share of non-zero relu² outputs.
 
-Trained models leave a quarter to a half of relu²'s outputs non-zero, plain random weights a half.
+Trained models leave a tenth to two fifths of relu²'s outputs non-zero (`density.py`), plain random
+weights a half.
 As zero outputs spare the engine memory, a benchmark has to fix their share. Two terms do it: every
 row of `ffn.key` gets the same small constant, and `ln2.bias` points the other way, so that every
 key has a negative mean. How long the bias is in each layer is found by measuring.

@@ -27,6 +27,7 @@ PROGRAMS = {
     "batch": "Several rows at once",
     "load": "Loading",
     "contention": "Beside a process that keeps a core busy",
+    "density": "How sparse trained models are",
 }
 OPEN = "open"
 SIXTEEN = ("bf16", "f16")

@@ -155,6 +155,27 @@ def test_the_bound_of_a_pass_is_memory_or_arithmetic(bench: Any) -> None:
     assert verify.bound(shape, "q8", 1.0, 8, given) < dense / 1e6
 
 
+def test_the_density_of_a_model_and_what_zeros_spare(bench: Any) -> None:
+    density = bench("density")
+    folder = Path(__file__).parent / "golden" / "spikegpt-tiny"
+    model = spikelet.load(folder, threads=1)
+    ids = list(range(40))
+    row = density.measure("tiny", model, ids)
+    trace = model.trace(ids)
+    zeros = (np.asarray(trace.relu2_density) * -1 + 1).mean(axis=1).sum()
+    config = model.config
+    assert row["spared_bytes_16_bit"] == pytest.approx(
+        2 * zeros * config.hidden_size * config.intermediate_size, rel=1e-5
+    )
+    assert 0 < row["spared_share"] < 1
+    assert len(row["density"]) == len(row["firing_rates"]) == config.num_hidden_layers
+    assert density.line(row).startswith("| tiny | 4 x 64 |")
+    # A model without neurons has no rates.
+    plain = density.measure("rwkv", spikelet.load(folder.parent / "rwkv4-tiny"), ids)
+    assert plain["firing_rates"] == []
+    assert " | - | - | " in density.line(plain)
+
+
 def test_plots_are_the_same_for_the_same_results(bench: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plots = bench("plots")
