@@ -3,6 +3,10 @@
 //! A drafter only proposes. What it proposes decides how fast text comes, never which text, so nothing here needs to be
 //! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
 
+mod ngram;
+
+pub use ngram::NGram;
+
 use crate::decode::RowId;
 use crate::error::Result;
 use crate::sampler::Sampler;
@@ -127,4 +131,57 @@ pub trait Drafter: Send {
 
     /// A row has left.
     fn forget(&mut self, row: RowId);
+}
+
+/// What the tests of drafters share.
+#[cfg(test)]
+mod testing {
+    use std::path::Path;
+    use std::sync::OnceLock;
+
+    use super::*;
+    use crate::decode::{Decoder, Request};
+    use crate::model::{LoadOptions, Model};
+    use crate::sampler::SamplingParams;
+    use crate::tokenizer::load_tokenizer;
+
+    /// Names of rows, all different.
+    pub fn rows<const N: usize>() -> [RowId; N] {
+        static ROWS: OnceLock<Vec<RowId>> = OnceLock::new();
+        let all = ROWS.get_or_init(|| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/spikegpt-tiny");
+            let model = Model::load(&folder, &LoadOptions::default()).expect("a model");
+            let mut config = model.config().clone();
+            config.tokenizer_class = Some("bytes".into());
+            let tokenizer = load_tokenizer(&folder, Some(&config)).expect("bytes");
+            let mut decoder = Decoder::new(model.runner(), tokenizer);
+            let request = Request { prompt: vec![1], ..Request::default() };
+            (0..8).map(|_| decoder.add(&request).expect("a row")).collect()
+        });
+        std::array::from_fn(|i| all[i])
+    }
+
+    /// A draft for one greedy row.
+    pub fn draft(
+        drafter: &mut dyn Drafter,
+        row: RowId,
+        history: &[u32],
+        max_tokens: usize,
+        more: impl Fn(&Draft) -> bool,
+    ) -> Draft {
+        let sampler = Sampler::new(&SamplingParams::default(), 1 << 10, 0, 0).expect("good values");
+        let mut draft = Draft::default();
+        let wish = DraftRow {
+            row,
+            history,
+            position: history.len() as u64,
+            max_tokens,
+            sampler: &sampler,
+            shared_noise: true,
+            distributions: true,
+            draft: &mut draft,
+        };
+        drafter.propose(&mut [wish], &mut |_, draft| more(draft)).expect("a draft");
+        draft
+    }
 }
