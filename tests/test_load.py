@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 import spikelet
 
@@ -33,6 +35,15 @@ def test_a_model_tells_what_it_is(golden: Path) -> None:
     assert repr(model) == "<spikelet.Model: spikegpt, 4 layers x 64, f32 on cpu>"
     assert model.generation_config == {}
     assert model.chat_template is None
+
+
+def test_a_fingerprint_is_what_its_description_says(golden: Path) -> None:
+    for name in ("spikegpt-tiny", "rwkv4-tiny"):
+        digest = hashlib.sha256()
+        for tensor, values in sorted(load_file(golden / name / "model.safetensors").items()):
+            shape = ",".join(str(size) for size in values.shape)
+            digest.update(f"{tensor}\0F32\0{shape}\0".encode() + values.tobytes()[:4096])
+        assert spikelet.load(golden / name, threads=1).fingerprint == digest.hexdigest()
 
 
 def test_its_configuration_is_frozen(model: spikelet.Model) -> None:

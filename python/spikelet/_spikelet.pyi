@@ -79,7 +79,7 @@ def convert(
     spike_embedding: bool | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
+    """Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files, its prophet.
 
     The folder's files appear when all are complete; until then what was there stays.
 
@@ -316,6 +316,11 @@ class Model:
     @property
     def sha256(self) -> str:
         """SHA-256 of configuration and weights, computed when first asked for."""
+    @property
+    def fingerprint(self) -> str:
+        """A name for the weights, found in a moment: SHA-256 of every tensor's name, type, shape and first bytes. What is made for one
+        model, such as its prophet, says by it for which.
+        """
     @property
     def tokenizer(self) -> Tokenizer:
         """How text becomes token ids.

@@ -7,10 +7,12 @@ variable.
 
 from .models import naive_rwkv4, naive_spikegpt
 from .operators import naive_layer_norm, naive_lif, naive_sigmoid, naive_wkv4
+from .prophet import naive_prophet
 
 __all__ = [
     "naive_layer_norm",
     "naive_lif",
+    "naive_prophet",
     "naive_rwkv4",
     "naive_sigmoid",
     "naive_spikegpt",

@@ -348,7 +348,7 @@ fn quantization(path: &Path, value: &Value) -> Result<WeightFormat> {
     }
 }
 
-fn wrong(path: &Path, key: &str, value: &Value, needed: &str) -> Error {
+pub(crate) fn wrong(path: &Path, key: &str, value: &Value, needed: &str) -> Error {
     let mut found = value.to_string();
     if found.len() > 80 {
         found = found.chars().take(60).collect::<String>() + "…";
@@ -356,15 +356,15 @@ fn wrong(path: &Path, key: &str, value: &Value, needed: &str) -> Error {
     Error::config(path, format!("key `{key}`: found {found}, needed {needed}"))
 }
 
-fn string<'a>(path: &Path, key: &str, value: &'a Value) -> Result<&'a str> {
+pub(crate) fn string<'a>(path: &Path, key: &str, value: &'a Value) -> Result<&'a str> {
     value.as_str().ok_or_else(|| wrong(path, key, value, "a string"))
 }
 
-fn boolean(path: &Path, key: &str, value: &Value) -> Result<bool> {
+pub(crate) fn boolean(path: &Path, key: &str, value: &Value) -> Result<bool> {
     value.as_bool().ok_or_else(|| wrong(path, key, value, "true or false"))
 }
 
-fn size(path: &Path, key: &str, value: &Value) -> Result<usize> {
+pub(crate) fn size(path: &Path, key: &str, value: &Value) -> Result<usize> {
     value
         .as_u64()
         .filter(|&n| (1..=MAX_SIZE).contains(&n))
@@ -372,7 +372,7 @@ fn size(path: &Path, key: &str, value: &Value) -> Result<usize> {
         .ok_or_else(|| wrong(path, key, value, "a whole number from 1 to 16777216"))
 }
 
-fn epsilon(path: &Path, key: &str, value: &Value) -> Result<f32> {
+pub(crate) fn epsilon(path: &Path, key: &str, value: &Value) -> Result<f32> {
     let epsilon = value.as_f64().unwrap_or(f64::NAN) as f32;
     if epsilon > 0.0 && epsilon < 1.0 {
         Ok(epsilon)

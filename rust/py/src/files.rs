@@ -18,7 +18,7 @@ use crate::errors::{bad_option, engine};
 use crate::load::{open_options, thread_count};
 use crate::progress::Listener;
 
-/// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files.
+/// Writes a model in any readable form as a model folder: `config.json`, `model.safetensors`, the tokenizer's files, its prophet.
 ///
 /// The folder's files appear when all are complete; until then what was there stays.
 ///

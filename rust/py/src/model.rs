@@ -114,6 +114,13 @@ impl Model {
         engine(py, || self.shared.model.checkpoint().sha256())
     }
 
+    /// A name for the weights, found in a moment: SHA-256 of every tensor's name, type, shape and first bytes. What is made for one
+    /// model, such as its prophet, says by it for which.
+    #[getter]
+    fn fingerprint(&self) -> String {
+        self.shared.model.checkpoint().fingerprint()
+    }
+
     /// How text becomes token ids.
     ///
     /// Raises:

@@ -37,6 +37,15 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// That of a model whose tensors have been looked at. A binary one is not rounded.
+    pub fn of(checkpoint: &Arc<Checkpoint>, config: &ModelConfig, format: WeightFormat, name: &'static str) -> Self {
+        let format = match matrix_format(name, format, config.spike_embedding) {
+            Some(format) if !config.spike_embedding => format,
+            _ => WeightFormat::F32,
+        };
+        Self { checkpoint: Arc::clone(checkpoint), name, vocab: config.vocab_size, format }
+    }
+
     /// The rows of a pass's tokens, `[n][hidden]`, rounded to the format of the model's matrices. Only the signs of a binary
     /// embedding count, so that is not rounded: a small negative weight would become -0, which fires.
     pub fn rows(&self, tokens: impl Iterator<Item = u32>, hidden: usize, out: &mut [f32]) {
@@ -113,7 +122,11 @@ impl<'a> Loader<'a> {
 
     /// The layer norm `{prefix}.weight`, `{prefix}.bias` over the hidden width.
     pub fn layer_norm(&self, prefix: &str) -> Result<LayerNorm> {
-        let len = self.config.hidden_size;
+        self.layer_norm_over(prefix, self.config.hidden_size)
+    }
+
+    /// The same over another width.
+    pub fn layer_norm_over(&self, prefix: &str, len: usize) -> Result<LayerNorm> {
         Ok(LayerNorm {
             weight: self.vector(&format!("{prefix}.weight"), len)?,
             bias: self.vector(&format!("{prefix}.bias"), len)?,
@@ -230,11 +243,7 @@ impl<'a> Loader<'a> {
             self.checkpoint.check_matrix(&view)?;
         }
         self.reading.done(&parts(&view))?;
-        let format = match matrix_format(name, self.format, self.config.spike_embedding) {
-            Some(format) if !self.config.spike_embedding => format,
-            _ => WeightFormat::F32,
-        };
-        Ok(Embedding { checkpoint: Arc::clone(self.checkpoint), name, vocab, format })
+        Ok(Embedding::of(self.checkpoint, self.config, self.format, name))
     }
 }
 

@@ -3,6 +3,7 @@
 mod loader;
 mod observer;
 mod pass;
+mod prophet;
 mod reading;
 mod rwkv4;
 mod spikegpt;
@@ -16,6 +17,7 @@ use spikelet_simd::{Cpu, Level, Matrix, WeightFormat, physical_cores};
 
 pub use self::observer::{InputStatistics, Observer, calibrate};
 pub use self::pass::{Activations, Pass, StateBuffers};
+pub use self::prophet::{Prophet, ProphetRunner};
 pub use self::reading::LoadProgress;
 pub use self::trace::Trace;
 

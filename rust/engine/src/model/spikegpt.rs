@@ -27,7 +27,8 @@ enum First {
     ChannelMix(ChannelMix),
 }
 
-struct Block {
+/// A block; without neurons, one of RWKV-4.
+pub struct Block {
     ln1: LayerNorm,
     first: First,
     /// After `first`.
@@ -63,7 +64,8 @@ fn add_output(neurons: Option<&Neurons>, site: (usize, usize), pass: &mut Pass<'
 }
 
 impl Block {
-    fn load(loader: &mut Loader<'_>, i: usize) -> Result<Self> {
+    /// Loads `blocks.{i}`.
+    pub fn load(loader: &mut Loader<'_>, i: usize) -> Result<Self> {
         let config = loader.config();
         let rescale = Rescale::of_layer(i, config.rescale_every);
         let ln1 = loader.layer_norm(&format!("blocks.{i}.ln1"))?;
@@ -84,7 +86,7 @@ impl Block {
     }
 
     /// x += LIF1(first(ln1(x))); x += LIF2(ffn(ln2(x))), without the LIFs where the model has no neurons.
-    fn forward(&self, i: usize, pass: &mut Pass<'_>, act: &mut Activations) {
+    pub fn forward(&self, i: usize, pass: &mut Pass<'_>, act: &mut Activations) {
         let (cpu, n) = (pass.cpu, pass.n());
         self.ln1.apply(cpu, &act.x, n, &mut act.xn);
         match &self.first {

@@ -1,5 +1,5 @@
-//! A model in any readable form becomes a model folder: `config.json`, `model.safetensors` with the original authors' names, and
-//! the tokenizer's files.
+//! A model in any readable form becomes a model folder: `config.json`, `model.safetensors` with the original authors' names, the
+//! tokenizer's files, and its prophet.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,10 +8,12 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
+use super::fingerprint::fingerprint;
 use super::layout::is_vector;
+use super::prophet::{FOLDER as PROPHET, copy_prophet};
 use super::tensor::{Dtype, TensorView, decode};
 use super::write::{PendingFile, Plan, header, order, pending_text};
-use super::{Checkpoint, MatrixView};
+use super::{Checkpoint, MatrixView, SafetensorsFile};
 use crate::config::{ModelConfig, ModelType};
 use crate::error::{Error, Result};
 
@@ -55,18 +57,21 @@ pub(super) fn write_folder(
     let made = !folder.exists();
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let write_all = || {
-        let mut files = vec![weights(&folder.join("model.safetensors"))?];
+        let weights = weights(&folder.join("model.safetensors"))?;
+        let fingerprint = fingerprint(SafetensorsFile::open(weights.path())?.tensors());
+        let mut files = vec![weights];
         let mut text =
             serde_json::to_string_pretty(&config.to_json()).map_err(|e| Error::config(folder, e.to_string()))?;
         text.push('\n');
         files.push(pending_text(&folder.join("config.json"), &text)?);
         files.extend(companions(checkpoint.folder(), folder)?);
+        files.extend(copy_prophet(checkpoint, folder, &fingerprint)?);
         files.into_iter().try_for_each(PendingFile::commit)
     };
-    let result = write_all();
-    if made && result.is_err() {
-        // Fails, as it should, if something is in it after all.
-        let _ = std::fs::remove_dir(folder);
+    let (prophet, result) = (folder.join(PROPHET), write_all());
+    if result.is_err() {
+        // Fails, as it should, where something is in it after all.
+        let _ = (std::fs::remove_dir(prophet), made.then(|| std::fs::remove_dir(folder)));
     }
     result
 }

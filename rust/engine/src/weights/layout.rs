@@ -42,13 +42,23 @@ pub(super) fn is_vector(shape: &[usize], n: usize) -> bool {
 
 /// Every tensor of a model with its shape.
 pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
-    let (c, f) = (config.hidden_size, config.intermediate_size);
+    let c = config.hidden_size;
     let mut list = vec![
         ("emb.weight".to_owned(), Shape::Matrix(config.vocab_size, c)),
         ("head.weight".to_owned(), Shape::Matrix(config.vocab_size, c)),
         ("ln_out.weight".to_owned(), Shape::Vector(c)),
         ("ln_out.bias".to_owned(), Shape::Vector(c)),
+        ("blocks.0.ln0.weight".to_owned(), Shape::Vector(c)),
+        ("blocks.0.ln0.bias".to_owned(), Shape::Vector(c)),
     ];
+    list.extend(expected_blocks(config));
+    list
+}
+
+/// Those of the blocks, without the norm of the embedding that belongs to the first.
+pub(super) fn expected_blocks(config: &ModelConfig) -> Vec<(String, Shape)> {
+    let (c, f) = (config.hidden_size, config.intermediate_size);
+    let mut list = Vec::new();
     let channel_mix = [
         ("time_mix_k", Shape::Vector(c)),
         ("time_mix_r", Shape::Vector(c)),
@@ -69,8 +79,7 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
     ];
     for block in 0..config.num_hidden_layers {
         let mut add = |module: &str, name: &str, shape| list.push((format!("blocks.{block}.{module}.{name}"), shape));
-        let norms: &[&str] = if block == 0 { &["ln0", "ln1", "ln2"] } else { &["ln1", "ln2"] };
-        for norm in norms {
+        for norm in ["ln1", "ln2"] {
             add(norm, "weight", Shape::Vector(c));
             add(norm, "bias", Shape::Vector(c));
         }
@@ -90,12 +99,7 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Shape)> {
 
 /// Every expected tensor must be there with its shape and a float type, or with the parts of a quantised one; and no other.
 pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Result<()> {
-    // A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
-    let blocks = config.num_hidden_layers;
-    if blocks.saturating_mul(9) > tensors.len() {
-        let reason = format!("found {} tensors, too few for {blocks} blocks", tensors.len());
-        return Err(Error::format(path, reason));
-    }
+    check_blocks(path, tensors, config.num_hidden_layers)?;
     let expected = expected(config);
     let known: BTreeSet<String> =
         expected.iter().flat_map(|(name, shape)| quantized::names(config, name, *shape)).collect();
@@ -105,18 +109,8 @@ pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Res
         };
         if let Some(matrix) = quantized::expected_matrix(config, name, *shape) {
             quantized::check(path, tensors, name, matrix)?;
-            continue;
-        }
-        if !shape.fits(&stored.shape) {
-            return Err(Error::tensor(
-                path,
-                name,
-                format!("found shape {:?}, needed {}", stored.shape, shape.needed()),
-            ));
-        }
-        if !stored.dtype.is_float() {
-            let found = stored.dtype.name();
-            return Err(Error::tensor(path, name, format!("found type {found}, needed F32, BF16, F16 or F64")));
+        } else {
+            check_float(path, name, stored, *shape)?;
         }
     }
     if let Some(name) = first_unexpected(tensors, &known) {
@@ -127,6 +121,49 @@ pub(super) fn check(path: &Path, tensors: &Tensors, config: &ModelConfig) -> Res
         ));
     }
     Ok(())
+}
+
+/// A file with one tensor `blocks.4000000.x` must not make us list four million blocks of 18 tensors.
+fn check_blocks(path: &Path, tensors: &Tensors, blocks: usize) -> Result<()> {
+    if blocks.saturating_mul(9) > tensors.len() {
+        let reason = format!("found {} tensors, too few for {blocks} blocks", tensors.len());
+        return Err(Error::format(path, reason));
+    }
+    Ok(())
+}
+
+fn check_float(path: &Path, name: &str, stored: &Stored, shape: Shape) -> Result<()> {
+    if !shape.fits(&stored.shape) {
+        let reason = format!("found shape {:?}, needed {}", stored.shape, shape.needed());
+        return Err(Error::tensor(path, name, reason));
+    }
+    if !stored.dtype.is_float() {
+        let found = stored.dtype.name();
+        return Err(Error::tensor(path, name, format!("found type {found}, needed F32, BF16, F16 or F64")));
+    }
+    Ok(())
+}
+
+/// The same for a prophet: its blocks, and `more` beside them. Tensors of `other` types are for the caller to look at.
+pub(super) fn check_prophet(
+    path: &Path,
+    tensors: &Tensors,
+    blocks: &ModelConfig,
+    more: Vec<(String, Shape)>,
+    other: &str,
+) -> Result<()> {
+    check_blocks(path, tensors, blocks.num_hidden_layers)?;
+    let mut expected = expected_blocks(blocks);
+    expected.extend(more);
+    let known: BTreeSet<String> = expected.iter().map(|(name, _)| name.clone()).chain([other.into()]).collect();
+    for (name, shape) in &expected {
+        let stored = tensors.get(name).ok_or_else(|| missing(path, tensors, name, Some(&known)))?;
+        check_float(path, name, stored, *shape)?;
+    }
+    match first_unexpected(tensors, &known) {
+        Some(name) => Err(Error::tensor(path, name, "found, but a prophet of this shape has no such tensor")),
+        None => Ok(()),
+    }
 }
 
 fn first_unexpected<'a>(tensors: &'a Tensors, known: &BTreeSet<String>) -> Option<&'a str> {

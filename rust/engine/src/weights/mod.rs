@@ -9,12 +9,14 @@
 //! size and offset is checked before it is used, and pickles can build nothing but tensors. [`convert()`] turns all of them into a model folder.
 
 mod convert;
+mod fingerprint;
 mod infer;
 mod inspect;
 mod layout;
 mod map;
 mod names;
 mod outliers;
+mod prophet;
 mod pth;
 mod quantize;
 mod quantized;
@@ -33,6 +35,8 @@ use spikelet_simd::quant::QuantizedView;
 
 pub use self::convert::{Progress, convert};
 pub use self::inspect::{Inspection, TensorInfo};
+pub use self::prophet::ProphetConfig;
+pub(crate) use self::prophet::{ProphetFiles, prophet_folder};
 pub use self::quantize::{Quantization, QuantizedMatrix, quantize};
 pub(crate) use self::quantized::all_quantised;
 pub use self::quantized::{MatrixView, matrix_format};
@@ -120,6 +124,12 @@ impl Checkpoint {
         let config = infer::complete(path, &tensors, &partial, options.into())?;
         let quantised = quantized::read(path, &files, &tensors, &config)?;
         Ok(Checkpoint { path: path.to_owned(), config, files, tensors, quantised, sha256: OnceLock::new() })
+    }
+
+    /// Tensors that were checked elsewhere, none of them quantised.
+    fn of_parts(path: &Path, config: ModelConfig, files: Vec<MappedFile>, tensors: Tensors) -> Checkpoint {
+        let quantised = BTreeMap::new();
+        Checkpoint { path: path.to_owned(), config, files, tensors, quantised, sha256: OnceLock::new() }
     }
 
     /// The complete configuration.
@@ -223,6 +233,17 @@ impl Checkpoint {
     /// Reads the whole model the first time.
     pub fn sha256(&self) -> Result<String> {
         Ok(self.sha256.get_or_init(|| self.hash()).clone())
+    }
+
+    /// A name for the weights that is found in a moment however large they are: SHA-256 of every tensor's name, type, shape and
+    /// first bytes. What is made for one model, such as its prophet, says by it for which.
+    pub fn fingerprint(&self) -> String {
+        fingerprint::fingerprint(self.tensors.iter().map(|(name, stored)| TensorView {
+            name,
+            dtype: stored.dtype,
+            shape: &stored.shape,
+            bytes: bytes_of(&self.files, &stored.data),
+        }))
     }
 
     /// The sampling settings in `generation_config.json` beside the weights, if there are any.

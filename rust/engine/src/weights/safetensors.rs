@@ -163,6 +163,16 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// All tensors, by ascending names.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
+        self.tensors.iter().map(|(name, stored)| TensorView {
+            name,
+            dtype: stored.dtype,
+            shape: &stored.shape,
+            bytes: super::bytes_of(std::slice::from_ref(&self.file), &stored.data),
+        })
+    }
+
     /// A tensor by its name.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((name, stored)) = self.tensors.get_key_value(name) else {

@@ -39,6 +39,11 @@ impl PendingFile {
         self.file.write_all(bytes).map_err(Error::io(&self.target))
     }
 
+    /// Where the content is until then.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Waits until the content is on the disk: the last moment at which a full disk can show.
     pub fn sync(&self) -> Result<()> {
         self.file.as_file().sync_all().map_err(Error::io(&self.target))
