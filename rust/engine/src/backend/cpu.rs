@@ -124,4 +124,8 @@ impl Runner for CpuRunner {
     fn logits(&self) -> &[f32] {
         &self.logits
     }
+
+    fn hidden(&self) -> &[f32] {
+        &self.act.wanted
+    }
 }

@@ -76,4 +76,7 @@ pub trait Runner: Send {
 
     /// Logits of the last pass, `[lines][vocab_size]`: row after row, one line per position that needed them.
     fn logits(&self) -> &[f32];
+
+    /// The residual stream before `ln_out` at the same positions, `[lines][hidden_size]`.
+    fn hidden(&self) -> &[f32];
 }

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::RowId;
-use super::request::{FinishReason, RowStats};
+use super::request::FinishReason;
+use super::row::Ready;
+use super::stats::RowStats;
 use crate::error::Error;
 use crate::sampler::TokenLogprob;
 
@@ -54,7 +56,7 @@ pub struct Events {
 
 #[derive(Debug)]
 enum Record {
-    Token { row: RowId, id: u32, text: Range<usize>, logprob: f32, top: Range<usize> },
+    Token { row: RowId, id: u32, text: Range<usize>, logprob: f32, top: Range<usize>, drafted: bool },
     Finished { row: RowId, reason: FinishReason, text: Range<usize>, stats: RowStats, error: Option<Error> },
 }
 
@@ -77,13 +79,13 @@ impl Events {
     /// The events.
     pub fn iter(&self) -> impl Iterator<Item = Event<'_>> {
         self.records.iter().map(|record| match record {
-            Record::Token { row, id, text, logprob, top } => Event::Token {
+            Record::Token { row, id, text, logprob, top, drafted } => Event::Token {
                 row: *row,
                 id: *id,
                 text: &self.text[text.clone()],
                 logprob: *logprob,
                 top_logprobs: &self.top[top.clone()],
-                drafted: false,
+                drafted: *drafted,
             },
             Record::Finished { row, reason, text, stats, error } => Event::Finished {
                 row: *row,
@@ -112,9 +114,10 @@ impl Events {
         (Mark { text: self.text.len(), top: self.top.len() }, &mut self.text, &mut self.top)
     }
 
-    pub(super) fn token(&mut self, mark: Mark, row: RowId, id: u32, logprob: f32) {
+    pub(super) fn token(&mut self, mark: Mark, row: RowId, ready: &Ready) {
         let (text, top) = (mark.text..self.text.len(), mark.top..self.top.len());
-        self.records.push(Record::Token { row, id, text, logprob, top });
+        let &Ready { id, logprob, drafted, .. } = ready;
+        self.records.push(Record::Token { row, id, text, logprob, top, drafted });
     }
 
     pub(super) fn finished(&mut self, mark: Mark, row: RowId, stats: RowStats, end: End) {

@@ -5,6 +5,10 @@
 //! its prompt, and tells what happened in [`Events`]. A row's text depends on its request alone: not on its neighbours, and
 //! not on how its prompt was cut into passes.
 //!
+//! Where a row speculates, its part of a pass is the token to be read and guesses of those that follow. The pass leaves a
+//! state after each. Drawing goes on from line to line as long as it draws what was guessed, so one pass brings one token or
+//! several; the row's state is then the one after the last token that was right, and nothing is copied or undone.
+//!
 //! A steady loop allocates nothing: rows, events and texts live in memory that is reused. Only joining and leaving rows,
 //! and a text longer than any before, take memory.
 //!
@@ -41,7 +45,10 @@ mod plan;
 mod request;
 mod row;
 mod score;
+mod speculation;
+mod stats;
 mod stop;
+mod verification;
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,17 +56,21 @@ use std::time::Instant;
 
 use spikelet_simd::Level;
 
-use crate::backend::{LogitsWanted, PassRow, Runner};
+use crate::backend::{PassRow, Runner};
+use crate::draft::Drafter;
 use crate::error::{Error, Result};
-use crate::sampler::{Logprobs, Sampler, Workspace};
+use crate::sampler::{Sampler, Workspace};
 use crate::tokenizer::Tokenizer;
 
 pub use events::{Event, Events};
-pub use request::{FinishReason, Request, RowStats, SequenceState, StopRules};
+pub use request::{FinishReason, Request, SequenceState, StopRules};
+pub use stats::{RowStats, SpeculationStats};
 pub use stop::StopStrings;
 
 use plan::{Demand, share_out};
+use speculation::Drafting;
 use row::{Row, first_tokens};
+use verification::verify;
 
 /// Names a row of a decoder. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +96,7 @@ pub struct Decoder<R: Runner> {
     first: usize,
     demands: Vec<Demand>,
     shares: Vec<usize>,
+    drafting: Drafting,
     /// Always empty between steps: memory for the rows of a pass.
     pass: Vec<PassRow<'static>>,
 }
@@ -105,6 +117,7 @@ impl<R: Runner> Decoder<R> {
             first: 0,
             demands: Vec::new(),
             shares: Vec::new(),
+            drafting: Drafting::default(),
             pass: Vec::new(),
         }
     }
@@ -124,6 +137,7 @@ impl<R: Runner> Decoder<R> {
         request::check_ids(&tokens, vocab_size)?;
         let expected = tokens.len().saturating_add(request.stop.max_new_tokens);
         let sampler = Sampler::new(&request.sampling, vocab_size, request.row, expected)?;
+        let speculation = self.drafting.admit(&request.speculative, &self.runner)?;
         let slot = self.runner.alloc_slot();
         if let Some(start) = &request.start
             && let Err(error) = self.runner.write_state(slot, &start.values)
@@ -133,7 +147,7 @@ impl<R: Runner> Decoder<R> {
         }
         let id = RowId(self.next_id);
         self.next_id += 1;
-        self.rows.push(Row::new(id, slot, tokens, sampler, request, eos));
+        self.rows.push(Row::new(id, slot, tokens, sampler, request, eos, speculation));
         Ok(id)
     }
 
@@ -146,6 +160,11 @@ impl<R: Runner> Decoder<R> {
     /// What an active row did so far.
     pub fn stats(&self, row: RowId) -> Option<RowStats> {
         self.rows.iter().find(|r| r.id == row).map(|r| r.stats)
+    }
+
+    /// Gives the rows of [`Method::Own`](crate::draft::Method::Own) a drafter, in the place of an earlier one.
+    pub fn set_drafter(&mut self, drafter: Box<dyn Drafter>) {
+        self.drafting.set_own(drafter);
     }
 
     /// Whether there is nothing to do.
@@ -181,72 +200,105 @@ impl<R: Runner> Decoder<R> {
 
     /// Gives the runner back and drops all rows.
     pub fn into_runner(mut self) -> R {
-        for row in &self.rows {
-            self.runner.free_slot(row.slot);
-        }
+        self.rows.iter().for_each(|row| row.free(&mut self.runner));
         self.runner
     }
 
     /// Runs one pass over what the rows have to read and replaces `events` by what happened.
     ///
     /// # Errors
-    /// Those of [`Runner::forward`]: the pass as a whole failed, all rows are where they were and may be stepped again or
-    /// cancelled. What concerns one row ends that row, with its error in [`Event::Finished`].
+    /// Those of [`Runner::forward`] and of drafters: the pass as a whole failed, all rows are where they were and may be
+    /// stepped again or cancelled. What concerns one row ends that row, with its error in [`Event::Finished`].
     pub fn step(&mut self, events: &mut Events) -> Result<()> {
         let started = Instant::now();
         events.clear();
         self.retire(events);
-        self.demands.clear();
-        self.demands.extend(self.rows.iter().map(Row::demand));
-        self.first = share_out(&self.demands, self.runner.max_pass_tokens(), self.first, &mut self.shares);
         if self.rows.is_empty() {
             return Ok(());
         }
-        events.reserve(2 * self.rows.len());
+        self.drafting.propose(&mut self.rows, self.runner.max_pass_tokens())?;
+        let drafted = Instant::now();
+        self.demands.clear();
+        self.demands.extend(self.rows.iter().map(Row::demand));
+        self.first = share_out(&self.demands, self.runner.max_pass_tokens(), self.first, &mut self.shares);
         self.forward()?;
-        self.choose(events);
-        let seconds = started.elapsed().as_secs_f64();
+        let verified = Instant::now();
+        events.reserve(2 * self.rows.len() + self.shares.iter().sum::<usize>());
+        self.draw();
+        self.let_out(events);
+        let done = Instant::now();
+        let seconds = (done - started).as_secs_f64();
         for ((row, demand), &share) in self.rows.iter_mut().zip(&self.demands).zip(&self.shares) {
             if share > 0 {
                 row.spend(seconds, demand.decoding);
             }
         }
+        let times = [drafted - started, verified - drafted, done - verified];
+        self.drafting.book(&mut self.rows, &self.demands, &self.shares, times);
         self.retire(events);
         Ok(())
     }
 
     /// Runs the pass that `shares` describe.
     fn forward(&mut self) -> Result<()> {
+        for (row, &share) in self.rows.iter_mut().zip(&self.shares) {
+            if share > 0 {
+                row.append_draft(&mut self.runner);
+            }
+        }
         let mut pass = recycle(std::mem::take(&mut self.pass));
-        pass.extend(self.rows.iter().zip(&self.shares).filter(|(_, share)| **share > 0).map(|(row, &share)| PassRow {
-            slot: row.slot,
-            tokens: row.next(share),
-            logits: if row.completes(share) { LogitsWanted::Last } else { LogitsWanted::None },
-            keep: std::slice::from_ref(&row.slot),
-        }));
-        let done = self.runner.forward(&pass);
+        let rows = self.rows.iter().zip(&self.shares).filter(|(_, share)| **share > 0);
+        pass.extend(rows.map(|(row, &share)| row.pass(share)));
+        let done = if pass.is_empty() { Ok(()) } else { self.runner.forward(&pass) };
         self.pass = recycle(pass);
+        if done.is_err() {
+            let rows = self.rows.iter_mut().zip(&self.shares).filter(|(_, share)| **share > 0);
+            rows.for_each(|(row, _)| row.remove_draft());
+        }
         done
     }
 
-    /// After a pass: moves the rows on and draws a token for each that got logits.
-    fn choose(&mut self, events: &mut Events) {
+    /// After a pass: moves the rows on and draws tokens for each that got logits.
+    fn draw(&mut self) {
         let vocab_size = self.runner.config().vocab_size;
+        let width = self.runner.config().hidden_size;
         // Ids beyond the tokenizer's are padding of the model's matrices: they stand for nothing and are never drawn.
         let known = vocab_size.min(self.tokenizer.vocab_size());
-        let mut lines = self.runner.logits().chunks_exact(vocab_size);
+        let (mut logits, mut hidden) = (self.runner.logits(), self.runner.hidden());
         for (row, &share) in self.rows.iter_mut().zip(&self.shares) {
             if share == 0 {
                 continue;
             }
-            let completes = row.completes(share);
-            row.advance(share);
-            if completes {
-                let line = lines.next().expect("a line of logits for every row that wanted one");
-                let chosen = choose_token(row, line, known, &mut self.work, &*self.tokenizer, events);
-                if let Err(error) = chosen {
-                    row.end = Some(error.into());
+            let lines = row.advance(share);
+            let (own, others) = logits.split_at(lines * vocab_size);
+            let (own_hidden, others_hidden) = hidden.split_at(lines * width);
+            (logits, hidden) = (others, others_hidden);
+            if lines > 0 {
+                match verify(row, own, vocab_size, known, &mut self.work) {
+                    Ok(accepted) => self.drafting.observe(row, accepted, &own_hidden[..(accepted + 1).min(lines) * width]),
+                    Err(error) => row.fail(error),
                 }
+            }
+        }
+    }
+
+    /// Tells of the tokens that are drawn.
+    fn let_out(&mut self, events: &mut Events) {
+        for row in &mut self.rows {
+            let mut first = true;
+            while let Some(ready) = row.next_ready(first) {
+                first = false;
+                let bytes = match self.tokenizer.token_bytes(ready.id) {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        row.end = Some(error.into());
+                        break;
+                    }
+                };
+                let (mark, text, top) = events.begin();
+                top.extend_from_slice(row.rivals(&ready));
+                row.accept(ready.id, bytes, text);
+                events.token(mark, row.id, &ready);
             }
         }
     }
@@ -263,32 +315,13 @@ impl<R: Runner> Decoder<R> {
             if row.keep_state && end.reason != FinishReason::Error {
                 self.states.push((row.id, row.state(&self.runner)));
             }
-            self.runner.free_slot(row.slot);
+            row.free(&mut self.runner);
+            self.drafting.forget(row.id);
             let (mark, text, _) = events.begin();
             row.flush(text);
             events.finished(mark, row.id, row.stats, end);
         }
     }
-}
-
-/// Draws a row's next token from a line of logits, of which the first `known` stand for tokens.
-fn choose_token(
-    row: &mut Row,
-    line: &[f32],
-    known: usize,
-    work: &mut Workspace,
-    tokenizer: &dyn Tokenizer,
-    events: &mut Events,
-) -> Result<()> {
-    let id = row.sampler.sample(&line[..known], row.position, work)?;
-    let logprobs = Logprobs::new(work.level(), line);
-    let logprob = logprobs.checked(id)?;
-    let bytes = tokenizer.token_bytes(id)?;
-    let (mark, text, top) = events.begin();
-    logprobs.top(row.sampler.params().logprobs, top);
-    row.accept(id, bytes, text);
-    events.token(mark, row.id, id, logprob);
-    Ok(())
 }
 
 /// Empties a vector of borrows and lends its memory to borrows of another lifetime, so that a pass allocates nothing: an

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::draft::SpeculativeConfig;
 use crate::error::{Error, Result};
 use crate::sampler::SamplingParams;
 
@@ -57,6 +58,11 @@ pub struct Request {
     pub start: Option<Arc<SequenceState>>,
     /// Keep the state for [`Decoder::take_state`](super::Decoder::take_state) when the row ends.
     pub keep_state: bool,
+    /// Tokens guessed ahead and verified.
+    pub speculative: SpeculativeConfig,
+    /// Let tokens out one per step, though a pass may bring several: a row that is cancelled between steps then stands
+    /// where its reader stands.
+    pub one_per_step: bool,
 }
 
 /// A sequence at rest.
@@ -110,38 +116,6 @@ impl FinishReason {
             Self::Error => "error",
         }
     }
-}
-
-/// What a row did and how long it took.
-///
-/// Seconds are those of the steps that the row took part in, other rows' share included, and not the caller's time between
-/// steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowStats {
-    /// Tokens read before the first generated one, the pending one of a continued sequence included.
-    pub num_prompt_tokens: usize,
-    /// Tokens generated, a stop token included.
-    pub num_generated_tokens: usize,
-    /// Time to the first generated token.
-    pub prefill_seconds: f64,
-    /// Time from the first generated token to the last.
-    pub decode_seconds: f64,
-}
-
-impl RowStats {
-    /// Tokens read per second, 0 if nothing was timed.
-    pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.num_prompt_tokens, self.prefill_seconds)
-    }
-
-    /// Tokens generated per second after the first, which belongs to the prompt's time. 0 if there is no second.
-    pub fn decode_tokens_per_second(&self) -> f64 {
-        rate(self.num_generated_tokens.saturating_sub(1), self.decode_seconds)
-    }
-}
-
-fn rate(tokens: usize, seconds: f64) -> f64 {
-    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
 }
 
 /// # Errors

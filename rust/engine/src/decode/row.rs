@@ -1,27 +1,52 @@
 //! One row of the decoder: what it has still to read, how it chooses, and the text it has not let out yet.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use super::RowId;
 use super::events::End;
 use super::plan::Demand;
-use super::request::{FinishReason, Request, RowStats, SequenceState};
+use super::request::{FinishReason, Request, SequenceState};
+use super::speculation::Speculation;
+use super::stats::RowStats;
 use super::stop::StopStrings;
-use crate::backend::Runner;
-use crate::error::Result;
-use crate::sampler::Sampler;
+use crate::backend::{LogitsWanted, PassRow, Runner};
+use crate::draft::{Draft, DraftRow, MAX_DRAFT, Verify};
+use crate::error::{Error, Result};
+use crate::sampler::{Logprobs, Sampler, TokenLogprob};
 use crate::state::Slot;
 use crate::tokenizer::StreamDecoder;
+
+/// Tokens for which a row takes room in advance, at most.
+const MOST_EXPECTED: usize = 1 << 16;
 
 /// A sequence that is being read or generated.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) id: RowId,
-    pub(super) slot: Slot,
-    /// Tokens that the slot has seen.
+    /// Where its states lie. A pass leaves one in the first, or one after each token of a draft in as many.
+    slots: Vec<Slot>,
+    /// Which of them holds the state of the sequence.
+    base: usize,
+    /// Tokens that this state has seen.
     pub(super) position: u64,
-    /// Tokens to read, the first `read` of which are read. Past the prompt: the last generated token.
+    /// The sequence, of which the first `read` tokens are read. Past the prompt: all but the last, which was drawn and waits
+    /// to be read.
     tokens: Vec<u32>,
     read: usize,
     pub(super) sampler: Sampler,
+    /// Guesses that the coming pass verifies.
+    pub(super) draft: Draft,
+    pub(super) speculation: Speculation,
+    /// Tokens that are drawn and not yet let out.
+    ready: VecDeque<Ready>,
+    /// Why no token can be drawn after these.
+    failure: Option<Error>,
+    /// Their most probable rivals, one after another.
+    top: Vec<TokenLogprob>,
+    /// Whether a token of the last pass is out already.
+    begun: bool,
+    one_per_step: bool,
     text: RowText,
     eos: Option<u32>,
     stop_ids: Vec<u32>,
@@ -33,25 +58,47 @@ pub(super) struct Row {
     pub(super) end: Option<End>,
 }
 
+/// A token that is drawn and not yet let out.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) id: u32,
+    pub(super) logprob: f32,
+    /// Its part of [`Row::top`].
+    pub(super) top: Range<usize>,
+    /// Whether it was guessed.
+    pub(super) drafted: bool,
+}
+
 impl Row {
     /// A row that has read nothing of `tokens`, which are at least one. `eos` ends it, if the request does not ignore it.
     pub(super) fn new(
         id: RowId,
         slot: Slot,
-        tokens: Vec<u32>,
+        mut tokens: Vec<u32>,
         mut sampler: Sampler,
         request: &Request,
         eos: Option<u32>,
+        speculation: Speculation,
     ) -> Self {
         sampler.observe_prompt(&tokens);
         let stop = &request.stop;
+        // Room for all that is likely to come.
+        tokens.reserve(stop.max_new_tokens.min(MOST_EXPECTED) + MAX_DRAFT);
         let mut row = Self {
             id,
-            slot,
+            slots: vec![slot],
+            base: 0,
             position: request.start.as_ref().map_or(0, |start| start.position),
             tokens,
             read: 0,
             sampler,
+            draft: Draft::default(),
+            speculation,
+            ready: VecDeque::with_capacity(MAX_DRAFT + 1),
+            failure: None,
+            top: Vec::with_capacity(request.sampling.logprobs + 1),
+            begun: false,
+            one_per_step: request.one_per_step,
             text: RowText::new(StopStrings::new(&stop.strings, stop.include_stop)),
             eos: eos.filter(|_| !stop.ignore_eos),
             stop_ids: stop.ids.clone(),
@@ -65,46 +112,146 @@ impl Row {
         row
     }
 
-    /// What it could use of a pass.
+    /// What it could use of a pass, its draft included.
     pub(super) fn demand(&self) -> Demand {
+        let decoding = self.stats.num_generated_tokens > 0;
+        if !self.ready.is_empty() || self.failure.is_some() {
+            return Demand { tokens: 0, decoding };
+        }
         // A row that shall generate nothing leaves its last token unread: its logits are of no use, and who goes on from
         // here needs a token to read.
         let kept = usize::from(self.max_new_tokens == 0);
-        Demand { tokens: self.tokens.len() - self.read - kept, decoding: self.stats.num_generated_tokens > 0 }
+        Demand { tokens: self.tokens.len() - self.read - kept + self.draft.tokens.len(), decoding }
     }
 
-    /// The next `n` tokens to read.
-    pub(super) fn next(&self, n: usize) -> &[u32] {
-        &self.tokens[self.read..self.read + n]
+    /// Most guesses that could be of use in the coming pass.
+    pub(super) fn most_guesses(&self) -> usize {
+        let decoding = self.stats.num_generated_tokens > 0 && self.demand().tokens > 0 && self.end.is_none();
+        // The token after the last guess is drawn in the same pass.
+        let left = self.max_new_tokens - self.stats.num_generated_tokens.min(self.max_new_tokens);
+        if decoding { left.saturating_sub(1).min(MAX_DRAFT) } else { 0 }
+    }
+
+    /// Asks a drafter for at most `max_tokens` guesses.
+    pub(super) fn ask(&mut self, max_tokens: usize) -> DraftRow<'_> {
+        DraftRow {
+            row: self.id,
+            history: &self.tokens,
+            position: self.position + 1,
+            max_tokens,
+            sampler: &self.sampler,
+            shared_noise: self.speculation.verify == Verify::Coupled,
+            distributions: self.speculation.verify != Verify::Coupled,
+            draft: &mut self.draft,
+        }
+    }
+
+    /// Puts the guesses behind the tokens to read and takes slots for the states after them.
+    pub(super) fn append_draft(&mut self, runner: &mut impl Runner) {
+        self.slots.swap(0, self.base);
+        self.base = 0;
+        self.tokens.extend_from_slice(&self.draft.tokens);
+        while self.slots.len() <= self.draft.tokens.len() {
+            self.slots.push(runner.alloc_slot());
+        }
+    }
+
+    /// Takes the guesses away again.
+    pub(super) fn remove_draft(&mut self) {
+        self.tokens.truncate(self.tokens.len() - self.draft.tokens.len());
+    }
+
+    /// Its part of a pass: the next `n` tokens, of which the last ones are the guesses.
+    pub(super) fn pass(&self, n: usize) -> PassRow<'_> {
+        let guesses = self.draft.tokens.len();
+        let logits = match self.completes(n) {
+            true if guesses > 0 => LogitsWanted::All,
+            true => LogitsWanted::Last,
+            false => LogitsWanted::None,
+        };
+        let keep = if guesses > 0 { &self.slots[..=guesses] } else { &self.slots[..1] };
+        PassRow { slot: self.slots[0], tokens: &self.tokens[self.read..self.read + n], logits, keep }
     }
 
     /// Whether reading `n` more tokens leads to logits.
-    pub(super) fn completes(&self, n: usize) -> bool {
+    fn completes(&self, n: usize) -> bool {
         self.read + n == self.tokens.len()
     }
 
-    /// Takes note that `n` tokens were read.
-    pub(super) fn advance(&mut self, n: usize) {
+    /// Takes note that a pass has read `n` tokens. Returns the lines of logits that came of it.
+    pub(super) fn advance(&mut self, n: usize) -> usize {
+        let guesses = self.draft.tokens.len();
+        let lines = if self.completes(n) { guesses + 1 } else { 0 };
+        self.remove_draft();
+        let n = n - guesses;
         self.read += n;
         self.position += n as u64;
+        self.begun = false;
         if self.stats.num_generated_tokens == 0 {
             self.stats.num_prompt_tokens += n;
+        } else {
+            self.stats.speculation.num_rounds += 1;
         }
         self.end_if_read();
+        lines
     }
 
     fn end_if_read(&mut self) {
-        if self.max_new_tokens == 0 && self.demand().tokens == 0 {
+        if self.max_new_tokens == 0 && self.tokens.len() - self.read == 1 {
             self.end = Some(FinishReason::Length.into());
         }
     }
 
-    /// Takes the token that was chosen, which stands for `bytes`; text that has become certain is appended to `out`.
-    pub(super) fn accept(&mut self, id: u32, bytes: &[u8], out: &mut String) {
-        self.tokens.clear();
-        self.tokens.push(id);
-        self.read = 0;
+    /// Takes a token that was drawn, to be let out later. Penalties count it from now on.
+    pub(super) fn push(&mut self, id: u32, drafted: bool, logprobs: &Logprobs<'_>) -> Result<()> {
+        let logprob = logprobs.checked(id)?;
+        let start = self.top.len();
+        logprobs.top(self.sampler.params().logprobs, &mut self.top);
         self.sampler.observe(id);
+        self.ready.push_back(Ready { id, logprob, top: start..self.top.len(), drafted });
+        Ok(())
+    }
+
+    /// Whether a token ends the text by itself.
+    pub(super) fn is_stop(&self, id: u32) -> bool {
+        self.eos == Some(id) || self.stop_ids.contains(&id)
+    }
+
+    /// Ends it once the tokens that are drawn are out.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.failure = Some(error);
+    }
+
+    /// The next token to let out; after the first of a step only where the row may let out several.
+    pub(super) fn next_ready(&mut self, first: bool) -> Option<Ready> {
+        if self.end.is_some() || !first && self.one_per_step {
+            return None;
+        }
+        let ready = self.ready.pop_front();
+        if ready.is_none() {
+            self.end = self.failure.take().map(End::from);
+        }
+        ready
+    }
+
+    /// The most probable rivals of a token.
+    pub(super) fn rivals(&self, ready: &Ready) -> &[TokenLogprob] {
+        &self.top[ready.top.clone()]
+    }
+
+    /// Lets out a token, which stands for `bytes`; text that has become certain is appended to `out`.
+    pub(super) fn accept(&mut self, id: u32, bytes: &[u8], out: &mut String) {
+        if self.begun {
+            // The pass has read the token before this one, as a guess.
+            self.read += 1;
+            self.position += 1;
+            self.base += 1;
+        }
+        self.begun = true;
+        if self.ready.is_empty() {
+            self.top.clear();
+        }
+        self.tokens.push(id);
         self.stats.num_generated_tokens += 1;
         let stop = if self.eos == Some(id) {
             Some(FinishReason::Eos)
@@ -141,10 +288,20 @@ impl Row {
     /// Where the sequence stands.
     pub(super) fn state(&self, runner: &impl Runner) -> SequenceState {
         SequenceState {
-            values: runner.read_state(self.slot),
+            values: runner.read_state(self.slots[self.base]),
             position: self.position,
             pending: self.tokens.get(self.read).copied(),
         }
+    }
+
+    /// Gives its slots back.
+    pub(super) fn free(&self, runner: &mut impl Runner) {
+        self.slots.iter().for_each(|&slot| runner.free_slot(slot));
+    }
+
+    /// Tokens that the last pass has read and that stay, the last `n` of them.
+    pub(super) fn last_read(&self, n: usize) -> &[u32] {
+        &self.tokens[self.read - n.min(self.read)..self.read]
     }
 }
 

@@ -3,13 +3,15 @@
 //! A drafter only proposes. What it proposes decides how fast text comes, never which text, so nothing here needs to be
 //! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
 
+mod config;
 mod ngram;
-
-pub use ngram::NGram;
 
 use crate::decode::RowId;
 use crate::error::Result;
 use crate::sampler::Sampler;
+
+pub use config::{Method, SpeculativeConfig, Verify};
+pub use ngram::NGram;
 
 /// Most tokens of one draft.
 pub const MAX_DRAFT: usize = 16;
@@ -25,11 +27,13 @@ pub enum Source {
     Prophet,
     /// A second, smaller model of the same vocabulary.
     Model,
+    /// A drafter of the caller's own.
+    Own,
 }
 
 impl Source {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [Self::NGram, Self::Table, Self::Prophet, Self::Model];
+    pub const ALL: [Self; 5] = [Self::NGram, Self::Table, Self::Prophet, Self::Model, Self::Own];
 
     /// The name users see.
     pub fn name(self) -> &'static str {
@@ -38,6 +42,7 @@ impl Source {
             Self::Table => "table",
             Self::Prophet => "prophet",
             Self::Model => "draft_model",
+            Self::Own => "own",
         }
     }
 }

@@ -32,12 +32,14 @@ pub struct Activations {
     pub out: Vec<f32>,
     /// Key of channel mixing, `[n][intermediate]`.
     pub wide: Vec<f32>,
+    /// The residual stream at the end, of the tokens whose logits are wanted.
+    pub wanted: Vec<f32>,
 }
 
 impl Activations {
     /// Gives every buffer the length for `n` tokens. Debug builds poison them, so that a read before a write shows.
     pub fn prepare(&mut self, n: usize, hidden: usize, intermediate: usize) {
-        let Self { x, xn, prev, mixed, k, v, r, y, out, wide } = self;
+        let Self { x, xn, prev, mixed, k, v, r, y, out, wide, wanted: _ } = self;
         let [mixed_k, mixed_v, mixed_r] = mixed;
         for buffer in [x, xn, prev, mixed_k, mixed_v, mixed_r, k, v, r, y, out] {
             prepare(buffer, n * hidden);

@@ -159,7 +159,7 @@ impl Head {
 
     /// From `act.x` to `logits`.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, logits: &mut Vec<f32>) {
-        let chosen = &mut act.mixed[0];
+        let chosen = &mut act.wanted;
         let lines = pass.wanted_lines(&act.x, chosen);
         prepare(logits, lines * self.head.outputs());
         if lines > 0 {

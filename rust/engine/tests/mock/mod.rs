@@ -33,6 +33,8 @@ pub struct MockRunner {
     states: Vec<State>,
     free: Vec<Slot>,
     logits: Vec<f32>,
+    /// One number per line: the token that led to it.
+    hidden: Vec<f32>,
     /// Added to the logit of the end of text: it is rare unless asked for.
     pub eos_bias: f32,
 }
@@ -81,6 +83,7 @@ impl MockRunner {
             states: Vec::new(),
             free: Vec::new(),
             logits: Vec::with_capacity(VOCAB * max_pass_tokens),
+            hidden: Vec::with_capacity(max_pass_tokens),
             eos_bias: -100.0,
         }
     }
@@ -92,6 +95,7 @@ impl MockRunner {
 
     fn push_logits(&mut self, state: &State, last: u32) {
         let hash = hash(state);
+        self.hidden.push(last as f32);
         for id in 0..VOCAB as u64 {
             let noise = (mix(hash ^ mix(id)) >> 40) as f32 / (1_u64 << 24) as f32;
             let bias = if id == u64::from(EOS) { self.eos_bias } else { 0.0 };
@@ -155,26 +159,41 @@ impl Runner for MockRunner {
             self.passes.push((rows.len(), tokens));
         }
         self.logits.clear();
+        self.hidden.clear();
         for (i, row) in rows.iter().enumerate() {
-            assert!(!row.tokens.is_empty() && row.keep == [row.slot], "the loop keeps one state in place");
-            assert!(rows[..i].iter().all(|other| other.slot != row.slot), "a slot serves two rows");
+            assert!(!row.tokens.is_empty() && row.keep[0] == row.slot, "the first state is left in place");
+            let several = row.keep.len() > 1;
+            assert!(!several || row.keep.len() == row.tokens.len() && row.logits == LogitsWanted::All, "{row:?}");
+            let own = |slot: &Slot| !row.keep.contains(slot);
+            assert!(rows[..i].iter().all(|other| other.keep.iter().all(own)), "a slot serves two rows");
             let mut state = self.states[row.slot as usize];
             assert!(!state[0].is_nan(), "a slot that nobody holds");
             for (n, &token) in row.tokens.iter().enumerate() {
                 assert!((token as usize) < VOCAB);
                 state = after(&state, token);
+                if several {
+                    let slot = row.keep[n] as usize;
+                    assert!(!self.free.contains(&row.keep[n]), "a slot that nobody holds");
+                    self.states[slot] = state;
+                }
                 let last = n + 1 == row.tokens.len();
                 if row.logits == LogitsWanted::All || row.logits == LogitsWanted::Last && last {
                     self.push_logits(&state, token);
                 }
             }
-            self.states[row.slot as usize] = state;
+            if !several {
+                self.states[row.slot as usize] = state;
+            }
         }
         Ok(())
     }
 
     fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 }
 
@@ -266,6 +285,8 @@ pub struct Listener {
     pub events: Events,
     pub rows: std::collections::BTreeMap<RowId, Told>,
     pub stats: std::collections::BTreeMap<RowId, RowStats>,
+    /// Tokens that were guessed.
+    pub drafted: usize,
 }
 
 impl Listener {
@@ -275,7 +296,8 @@ impl Listener {
             match event {
                 Event::Token { row, id, text, logprob, top_logprobs, drafted } => {
                     let told = self.rows.entry(row).or_default();
-                    assert!(told.reason.is_none() && !drafted);
+                    assert!(told.reason.is_none());
+                    self.drafted += usize::from(drafted);
                     told.ids.push(id);
                     told.text.push_str(text);
                     told.logprobs.push(logprob.to_bits());
