@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Session",
+    "SpeculativeConfig",
     "State",
     "Tokenizer",
     "Trace",
@@ -48,6 +49,10 @@ _Prompt: TypeAlias = str | _Ids
 _Path: TypeAlias = str | PathLike[str]
 _Array: TypeAlias = NDArray[np.float32]
 _Preset: TypeAlias = Literal["openai", "rwkv"]
+_Method: TypeAlias = Literal[
+    "off", "auto", "ngram", "table", "prophet", "prophet+ngram", "draft_model"
+]
+_Speculative: TypeAlias = _Method | SpeculativeConfig
 _FinishReason: TypeAlias = Literal["eos", "stop_id", "stop_string", "length", "cancelled", "error"]
 
 class _CpuFeatures(TypedDict):
@@ -357,6 +362,7 @@ class Model:
         row: int | None = None,
         logprobs: int | None = None,
         preset: _Preset | None = None,
+        speculative: _Speculative | None = None,
     ) -> Generation:
         """Continues a text. Nothing runs until the result is iterated over.
 
@@ -383,6 +389,7 @@ class Model:
             row: the row's number, 0 to 2**32 - 1. Equal seeds with unequal rows give other texts. Default: 0
             logprobs: how many `top_logprobs` each token gets. Default: 0
             preset: order of the sampling steps. `"openai"`: temperature comes first; `"rwkv"`: it comes last. Default: 'openai'
+            speculative: guess tokens ahead, see `SpeculativeConfig`, or the name of a method. The text is the same. Default: 'auto'
 
         Raises:
             OptionError: a value that an option cannot have, a token id outside the vocabulary, an empty prompt for a model
@@ -411,6 +418,7 @@ class Model:
         seed: int | Sequence[int] | None = None,
         logprobs: int | None = None,
         preset: _Preset | None = None,
+        speculative: _Speculative | None = None,
         batch_size: int | None = None,
     ) -> list[Completion]:
         """Continues many texts at once; rows join as others leave. Ctrl-C raises KeyboardInterrupt between two passes.
@@ -567,7 +575,8 @@ class Completion:
 class GenerationStats:
     """Counts and times of a generation.
 
-    Times are those of the passes, not of the caller's work between them.
+    Times are those of the passes, not of the caller's work between them. A *round* is a pass past the prompt: it verifies a
+    draft of some guesses, or has none. In a batch, times hold what was done for other rows in the same passes.
     """
 
     @property
@@ -591,6 +600,120 @@ class GenerationStats:
     @property
     def seed(self) -> int:
         """The seed of the random numbers."""
+    @property
+    def num_rounds(self) -> int:
+        """Rounds, those without a draft included."""
+    @property
+    def num_drafts(self) -> int:
+        """Rounds with a draft."""
+    @property
+    def num_draft_tokens(self) -> int:
+        """Tokens guessed."""
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Guesses accepted."""
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted guesses per guess; 0 without drafts."""
+    @property
+    def acceptance_rate_per_position(self) -> list[float]:
+        """Of the drafts with a guess at position 0, 1, and so on: the share in which it was accepted."""
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens that a draft's round brought on average, with the one that the model adds; 0 without drafts."""
+    @property
+    def mean_accepted(self) -> float:
+        """Accepted guesses per draft; 0 without drafts."""
+    @property
+    def accepted_histogram(self) -> list[int]:
+        """Drafts of which 0, 1, .. 16 guesses were accepted."""
+    @property
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """`num_draft_tokens` and `num_accepted_tokens` of every source that guessed, by its name."""
+    @property
+    def chose_base(self) -> float:
+        """Share of the rounds without a draft."""
+    @property
+    def time_draft(self) -> float:
+        """Seconds spent guessing."""
+    @property
+    def time_verify(self) -> float:
+        """Seconds of the passes past the prompt."""
+    @property
+    def time_accept(self) -> float:
+        """Seconds spent drawing and accepting."""
+    @property
+    def predicted_seconds(self) -> float:
+        """Seconds that the rounds should have taken by the costs measured beforehand; 0 where none were."""
+    @property
+    def predicted_base_seconds(self) -> float:
+        """Seconds that the same tokens should have taken one by one."""
+
+@final
+class SpeculativeConfig:
+    """How tokens are guessed ahead and verified, for the `speculative` argument of the ways of generating.
+
+    With `verify="coupled"` (and with temperature 0) no setting changes a text: drafts only change how fast it comes.
+
+    Args:
+        method: where guesses come from. `"auto"`: whatever the model brings along, and repetitions of the text;
+            `"prophet"`: the network in the model's folder; `"ngram"`: repetitions of prompt and output; `"table"`: the table
+            of the training text in the model's folder; `"prophet+ngram"`: repetitions where there are any, else the prophet;
+            `"draft_model"`: a second model; `"off"`: one token per pass.
+        num_speculative_tokens: guesses per pass, 1 to 16, or `"auto"`: as many as pay, none where none does.
+        verify: `"coupled"`: a guess stays if it is the token that would be drawn anyway; `"token"` (Leviathan et al. 2023) and
+            `"block"` (Sun et al. 2024) accept more guesses and keep the model's distribution, but give other texts than
+            decoding without drafts. `"auto"`: coupled.
+        prompt_lookup_min: the shortest repetition, in tokens, that `"ngram"` goes on from.
+        prompt_lookup_max: the longest that it looks for.
+        draft_model: the model of `"draft_model"`, of the same vocabulary.
+        forced_acceptance: accepts each guess with this probability, whatever the model says: to measure a machine apart from
+            a draft. The text is then not the model's.
+
+    Raises:
+        OptionError: a value that an option cannot have.
+
+    Example:
+        >>> model = spikelet.load("tests/golden/spikegpt-tiny")
+        >>> config = spikelet.SpeculativeConfig(method="ngram", num_speculative_tokens=4)
+        >>> drafted = model.generate([1, 2, 3] * 4, max_new_tokens=20, seed=1, speculative=config).run()
+        >>> plain = model.generate([1, 2, 3] * 4, max_new_tokens=20, seed=1, speculative="off").run()
+        >>> drafted.ids == plain.ids
+        True
+    """
+
+    def __new__(
+        cls,
+        method: _Method = "auto",
+        *,
+        num_speculative_tokens: int | Literal["auto"] | None = None,
+        verify: Literal["auto", "coupled", "token", "block"] = "auto",
+        prompt_lookup_min: int | None = None,
+        prompt_lookup_max: int | None = None,
+        draft_model: Model | None = None,
+        forced_acceptance: float | None = None,
+    ) -> Self: ...
+    @property
+    def method(self) -> str:
+        """Where guesses come from."""
+    @property
+    def num_speculative_tokens(self) -> int | Literal["auto"]:
+        """Guesses per pass, or `"auto"`."""
+    @property
+    def verify(self) -> str:
+        """How guesses are accepted."""
+    @property
+    def prompt_lookup_min(self) -> int:
+        """The shortest repetition that `"ngram"` goes on from, in tokens."""
+    @property
+    def prompt_lookup_max(self) -> int:
+        """The longest repetition that `"ngram"` looks for, in tokens."""
+    @property
+    def draft_model(self) -> Model | None:
+        """The second model, if there is one."""
+    @property
+    def forced_acceptance(self) -> float | None:
+        """The probability with which each guess is accepted, if that is forced."""
 
 @final
 class Session:
@@ -650,6 +773,7 @@ class Session:
         row: int | None = None,
         logprobs: int | None = None,
         preset: _Preset | None = None,
+        speculative: _Speculative | None = None,
     ) -> Generation:
         """Goes on where the session stands, after reading `prompt` if there is one.
 

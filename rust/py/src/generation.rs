@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyTuple, PyType};
-use spikelet::decode::RowStats;
 use spikelet::error::Result;
 
 use crate::errors::{engine, lock};
+use crate::stats::GenerationStats;
 use crate::stream::{Made, Outcome, Stream};
 
 /// The Python object of a token: a `spikelet.Token`.
@@ -256,68 +256,5 @@ impl Completion {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let text = pyo3::types::PyString::new(py, &self.outcome.text).repr()?;
         Ok(format!("<spikelet.Completion: {text}, {}>", self.finish_reason()))
-    }
-}
-
-/// Counts and times of a generation.
-///
-/// Times are those of the passes, not of the caller's work between them.
-#[pyclass(frozen, module = "spikelet")]
-pub struct GenerationStats {
-    stats: RowStats,
-    seed: u64,
-}
-
-#[pymethods]
-impl GenerationStats {
-    /// Tokens read before the first generated one.
-    #[getter]
-    fn num_prompt_tokens(&self) -> usize {
-        self.stats.num_prompt_tokens
-    }
-
-    /// Tokens generated, with the one that stopped it.
-    #[getter]
-    fn num_generated_tokens(&self) -> usize {
-        self.stats.num_generated_tokens
-    }
-
-    /// Seconds to the first generated token.
-    #[getter]
-    fn prefill_seconds(&self) -> f64 {
-        self.stats.prefill_seconds
-    }
-
-    /// Seconds from the first generated token to the last.
-    #[getter]
-    fn decode_seconds(&self) -> f64 {
-        self.stats.decode_seconds
-    }
-
-    /// Tokens read per second; 0 if nothing was timed.
-    #[getter]
-    fn prefill_tokens_per_second(&self) -> f64 {
-        self.stats.prefill_tokens_per_second()
-    }
-
-    /// Tokens generated per second after the first; 0 if there was no second.
-    #[getter]
-    fn decode_tokens_per_second(&self) -> f64 {
-        self.stats.decode_tokens_per_second()
-    }
-
-    /// The seed of the random numbers.
-    #[getter]
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn __repr__(&self) -> String {
-        let RowStats { num_prompt_tokens, num_generated_tokens, prefill_seconds, decode_seconds } = self.stats;
-        format!(
-            "GenerationStats(num_prompt_tokens={num_prompt_tokens}, num_generated_tokens={num_generated_tokens}, \
-             prefill_seconds={prefill_seconds:.4}, decode_seconds={decode_seconds:.4}, seed={})",
-            self.seed
-        )
     }
 }

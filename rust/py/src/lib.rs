@@ -12,7 +12,9 @@ mod options;
 mod progress;
 mod session;
 mod shared;
+mod speculative;
 mod state;
+mod stats;
 mod stream;
 mod tokenizer;
 mod trace;
@@ -31,7 +33,7 @@ mod _spikelet {
         quantize,
     };
     #[pymodule_export]
-    use super::generation::{Completion, Generation, GenerationStats};
+    use super::generation::{Completion, Generation};
     #[pymodule_export]
     use super::load::load_model;
     #[pymodule_export]
@@ -39,7 +41,11 @@ mod _spikelet {
     #[pymodule_export]
     use super::session::Session;
     #[pymodule_export]
+    use super::speculative::SpeculativeConfig;
+    #[pymodule_export]
     use super::state::State;
+    #[pymodule_export]
+    use super::stats::GenerationStats;
     #[pymodule_export]
     use super::tokenizer::Tokenizer;
     #[pymodule_export]

@@ -19,6 +19,7 @@ use crate::generation::{Completion, Generation};
 use crate::options::Options;
 use crate::session::Session;
 use crate::shared::Shared;
+use crate::speculative::Speculative;
 use crate::state::{State, array, in_passes};
 use crate::stream::Stream;
 use crate::tokenizer::Tokenizer;
@@ -167,6 +168,7 @@ impl Model {
     ///     row: the row's number, 0 to 2**32 - 1. Equal seeds with unequal rows give other texts. Default: 0
     ///     logprobs: how many `top_logprobs` each token gets. Default: 0
     ///     preset: order of the sampling steps. `"openai"`: temperature comes first; `"rwkv"`: it comes last. Default: 'openai'
+    ///     speculative: guess tokens ahead, see `SpeculativeConfig`, or the name of a method. The text is the same. Default: 'auto'
     ///
     /// Raises:
     ///     OptionError: a value that an option cannot have, a token id outside the vocabulary, an empty prompt for a model
@@ -176,6 +178,7 @@ impl Model {
         prompt, *, max_new_tokens=None, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None,
         repetition_penalty=None, presence_penalty=None, frequency_penalty=None, penalty_decay=None, logit_bias=None,
         stop=None, stop_ids=None, ignore_eos=None, include_stop=None, seed=None, row=None, logprobs=None, preset=None,
+        speculative=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python method")]
     fn generate(
@@ -201,6 +204,7 @@ impl Model {
         row: Option<Int>,
         logprobs: Option<Int>,
         preset: Option<String>,
+        speculative: Option<Speculative>,
     ) -> PyResult<Generation> {
         let options = Options {
             max_new_tokens,
@@ -220,6 +224,7 @@ impl Model {
             include_stop,
             logprobs,
             preset,
+            speculative,
         };
         engine(py, || {
             let request = options.request(&self.shared, &self.shared.ids("prompt", &prompt)?, seed, row)?;
@@ -246,7 +251,7 @@ impl Model {
         prompts, *, max_new_tokens=None, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None,
         repetition_penalty=None, presence_penalty=None, frequency_penalty=None, penalty_decay=None, logit_bias=None,
         stop=None, stop_ids=None, ignore_eos=None, include_stop=None, seed=None, logprobs=None, preset=None,
-        batch_size=None,
+        speculative=None, batch_size=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python method")]
     fn generate_batch(
@@ -271,6 +276,7 @@ impl Model {
         seed: Option<Seeds>,
         logprobs: Option<Int>,
         preset: Option<String>,
+        speculative: Option<Speculative>,
         batch_size: Option<Int>,
     ) -> PyResult<Vec<Completion>> {
         let options = Options {
@@ -291,6 +297,7 @@ impl Model {
             include_stop,
             logprobs,
             preset,
+            speculative,
         };
         let (requests, size) = engine(py, || {
             const NEEDED: &str = "a whole number, 1 or more";

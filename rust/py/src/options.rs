@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spikelet::decode::{Request, StopRules};
+use spikelet::draft::Method;
 use spikelet::error::Result;
 use spikelet::generation_config::GenerationConfig;
 use spikelet::sampler::SamplingParams;
@@ -10,6 +11,7 @@ use spikelet::sampler::SamplingParams;
 use crate::args::{Bias, Ids, Int, Prompt, Seeds, Strings, shortest};
 use crate::errors::bad_option;
 use crate::shared::Shared;
+use crate::speculative::Speculative;
 
 /// The options that every way of generating shares. What is `None` is left to the model, then to the engine.
 #[derive(Default)]
@@ -31,6 +33,7 @@ pub struct Options {
     pub include_stop: Option<bool>,
     pub logprobs: Option<Int>,
     pub preset: Option<String>,
+    pub speculative: Option<Speculative>,
 }
 
 const COUNT: &str = "a whole number, 0 or more";
@@ -87,13 +90,15 @@ impl Options {
         let (mut sampling, stop) = self.resolve(&shared.settings, shared.vocab_size())?;
         sampling.seed = resolve_seed(seed)?;
         let row = row.map_or(Ok(0), |row| row.to("row", "a whole number from 0 to 2**32 - 1"))?;
-        Ok(Request { prompt: prompt.to_vec(), sampling, stop, row, ..Request::default() })
+        let speculative = Speculative::resolve(self.speculative.as_ref())?;
+        Ok(Request { prompt: prompt.to_vec(), sampling, stop, row, speculative, ..Request::default() })
     }
 
     /// What the engine is asked to do with several, all of it checked.
     pub fn requests(&self, shared: &Shared, prompts: &[Prompt], seeds: Option<Seeds>) -> Result<Vec<Request>> {
         let (sampling, stop) = self.resolve(&shared.settings, shared.vocab_size())?;
         let keys = keys(prompts.len(), seeds)?;
+        let speculative = Speculative::resolve(self.speculative.as_ref())?;
         let request = |(prompt, (seed, row)): (&Prompt, (u64, u32))| {
             let sampling = SamplingParams { seed, ..sampling.clone() };
             let request = Request {
@@ -101,6 +106,7 @@ impl Options {
                 sampling,
                 stop: stop.clone(),
                 row,
+                speculative: speculative.clone(),
                 ..Request::default()
             };
             shared.check(&request)?;
@@ -166,5 +172,6 @@ fn options_dict<'py>(py: Python<'py>, sampling: &SamplingParams, stop: &StopRule
     dict.set_item("row", 0)?;
     dict.set_item("logprobs", sampling.logprobs)?;
     dict.set_item("preset", sampling.preset.name())?;
+    dict.set_item("speculative", Method::Auto.name())?;
     Ok(dict)
 }

@@ -14,6 +14,7 @@ use crate::generation::Generation;
 use crate::model::Model;
 use crate::options::Options;
 use crate::shared::Shared;
+use crate::speculative::Speculative;
 use crate::stream::{Rest, Stream};
 
 /// A conversation, from `Model.session`: it remembers what it has read and generated in a state of constant size, and never
@@ -146,6 +147,7 @@ impl Session {
         prompt=None, *, max_new_tokens=None, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None,
         repetition_penalty=None, presence_penalty=None, frequency_penalty=None, penalty_decay=None, logit_bias=None,
         stop=None, stop_ids=None, ignore_eos=None, include_stop=None, seed=None, row=None, logprobs=None, preset=None,
+        speculative=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python method")]
     fn generate(
@@ -171,6 +173,7 @@ impl Session {
         row: Option<Int>,
         logprobs: Option<Int>,
         preset: Option<String>,
+        speculative: Option<Speculative>,
     ) -> PyResult<Generation> {
         let options = Options {
             max_new_tokens,
@@ -190,6 +193,7 @@ impl Session {
             include_stop,
             logprobs,
             preset,
+            speculative,
         };
         engine(py, || {
             let ids = prompt.map_or(Ok(Vec::new()), |prompt| self.shared.ids("prompt", &prompt))?;

@@ -41,7 +41,7 @@ impl Outcome {
             }
             Event::Finished { reason, text, stats, error, .. } => {
                 self.text.push_str(text);
-                self.stats = stats;
+                self.stats = *stats;
                 self.finish = Some(reason);
                 error.map(exception)
             }
@@ -77,7 +77,8 @@ pub struct Stream {
 impl Stream {
     pub fn start(shared: &Arc<Shared>, request: &Request, session: Option<Arc<Mutex<Rest>>>) -> Result<Self> {
         let mut decoder = shared.decoder()?;
-        let added = decoder.add(request);
+        // So that what was made is what was handed out, and a session that is left early stands there.
+        let added = decoder.add(&Request { one_per_step: true, ..request.clone() });
         let row = match added {
             Ok(row) => row,
             Err(error) => {

@@ -37,7 +37,7 @@ pub enum Event<'a> {
         /// What was held back, where the row ended without a token in this step: when cancelled or failed.
         text: &'a str,
         /// What it did.
-        stats: RowStats,
+        stats: &'a RowStats,
         /// What failed, if something did.
         error: Option<&'a Error>,
     },
@@ -57,7 +57,7 @@ pub struct Events {
 #[derive(Debug)]
 enum Record {
     Token { row: RowId, id: u32, text: Range<usize>, logprob: f32, top: Range<usize>, drafted: bool },
-    Finished { row: RowId, reason: FinishReason, text: Range<usize>, stats: RowStats, error: Option<Error> },
+    Finished { row: RowId, reason: FinishReason, text: Range<usize>, stats: Box<RowStats>, error: Option<Error> },
 }
 
 impl Events {
@@ -91,7 +91,7 @@ impl Events {
                 row: *row,
                 reason: *reason,
                 text: &self.text[text.clone()],
-                stats: *stats,
+                stats,
                 error: error.as_ref(),
             },
         })
@@ -122,7 +122,7 @@ impl Events {
 
     pub(super) fn finished(&mut self, mark: Mark, row: RowId, stats: RowStats, end: End) {
         let text = mark.text..self.text.len();
-        self.records.push(Record::Finished { row, reason: end.reason, text, stats, error: end.error });
+        self.records.push(Record::Finished { row, reason: end.reason, text, stats: Box::new(stats), error: end.error });
     }
 }
 

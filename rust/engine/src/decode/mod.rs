@@ -68,8 +68,8 @@ pub use stats::{RowStats, SpeculationStats};
 pub use stop::StopStrings;
 
 use plan::{Demand, share_out};
-use speculation::Drafting;
 use row::{Row, first_tokens};
+use speculation::Drafting;
 use verification::verify;
 
 /// Names a row of a decoder. Never reused.
@@ -275,7 +275,9 @@ impl<R: Runner> Decoder<R> {
             (logits, hidden) = (others, others_hidden);
             if lines > 0 {
                 match verify(row, own, vocab_size, known, &mut self.work) {
-                    Ok(accepted) => self.drafting.observe(row, accepted, &own_hidden[..(accepted + 1).min(lines) * width]),
+                    Ok(accepted) => {
+                        self.drafting.observe(row, accepted, &own_hidden[..(accepted + 1).min(lines) * width])
+                    }
                     Err(error) => row.fail(error),
                 }
             }

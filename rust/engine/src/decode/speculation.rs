@@ -16,7 +16,6 @@ pub(super) struct Speculation {
     drafters: Vec<usize>,
     num_tokens: Option<usize>,
     pub(super) verify: Verify,
-    pub(super) forced_acceptance: Option<f64>,
 }
 
 /// What tells one drafter of a decoder from the others.
@@ -24,7 +23,10 @@ pub(super) struct Speculation {
 enum Kind {
     /// The caller's own.
     Own,
-    NGram { min: usize, max: usize },
+    NGram {
+        min: usize,
+        max: usize,
+    },
 }
 
 /// The drafters of a decoder, each made when first asked for.
@@ -44,19 +46,14 @@ impl Drafting {
         config.validate()?;
         let mut drafters = Vec::new();
         match config.method {
-            Method::Off => {}
+            Method::Off | Method::Auto => {}
             Method::Own => drafters.push(self.own()?),
             _ => {
                 let (min, max) = (config.lookup_min, config.lookup_max);
                 drafters.push(self.find(Kind::NGram { min, max }, || NGram::new(min, max))?);
             }
         }
-        Ok(Speculation {
-            drafters,
-            num_tokens: config.num_tokens,
-            verify: config.verify,
-            forced_acceptance: config.forced_acceptance,
-        })
+        Ok(Speculation { drafters, num_tokens: config.num_tokens, verify: config.verify })
     }
 
     /// Puts the caller's own drafter in the place of the one before.

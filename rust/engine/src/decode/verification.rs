@@ -12,7 +12,13 @@ use crate::sampler::{Logprobs, Workspace};
 ///
 /// # Errors
 /// Of the line that cannot be drawn from. The tokens before it are drawn.
-pub(super) fn verify(row: &mut Row, lines: &[f32], vocab_size: usize, known: usize, work: &mut Workspace) -> Result<usize> {
+pub(super) fn verify(
+    row: &mut Row,
+    lines: &[f32],
+    vocab_size: usize,
+    known: usize,
+    work: &mut Workspace,
+) -> Result<usize> {
     let guesses = std::mem::take(&mut row.draft.tokens);
     let accepted = by_own_draws(row, &guesses, lines, vocab_size, known, work);
     row.draft.tokens = guesses;
@@ -29,12 +35,8 @@ fn by_own_draws(
 ) -> Result<usize> {
     for (i, line) in lines.chunks_exact(vocab_size).enumerate() {
         let position = row.position + i as u64;
-        let mut id = row.sampler.sample(&line[..known], position, work)?;
-        let mut guessed = guesses.get(i) == Some(&id);
-        if let (Some(probability), Some(&guess)) = (row.speculation.forced_acceptance, guesses.get(i)) {
-            guessed = 0.5 < probability;
-            id = if guessed { guess } else { id };
-        }
+        let id = row.sampler.sample(&line[..known], position, work)?;
+        let guessed = guesses.get(i) == Some(&id);
         row.push(id, guessed, &Logprobs::new(work.level(), line))?;
         if !guessed || row.is_stop(id) {
             return Ok(i + usize::from(guessed));

@@ -162,7 +162,9 @@ impl SpeculativeConfig {
             return bad("forced_acceptance", p.to_string(), "0 to 1".into());
         }
         match (self.method, &self.draft_model) {
-            (Method::DraftModel, None) => bad("draft_model", "None".into(), "a model, for method \"draft_model\"".into()),
+            (Method::DraftModel, None) => {
+                bad("draft_model", "None".into(), "a model, for method \"draft_model\"".into())
+            }
             (Method::DraftModel, Some(_)) | (_, None) => Ok(()),
             (method, Some(_)) => bad("draft_model", "a model".into(), format!("none, for method {:?}", method.name())),
         }

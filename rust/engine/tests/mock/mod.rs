@@ -311,7 +311,7 @@ impl Listener {
                     told.text.push_str(text);
                     told.error = error.map(ToString::to_string);
                     told.counts = (stats.num_prompt_tokens, stats.num_generated_tokens);
-                    self.stats.insert(row, stats);
+                    self.stats.insert(row, *stats);
                 }
             }
         }
