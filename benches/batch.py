@@ -31,6 +31,7 @@ def rate(model: spikelet.Model, prompts: list[list[int]], tokens: int) -> float:
             ignore_eos=True,
             seed=0,
             batch_size=len(prompts),
+            speculative="off",
         )
     )
     return len(prompts) * tokens / taken

@@ -48,7 +48,12 @@ class Spikelet:
 
     def decode(self, ids: Sequence[int], tokens: int) -> tuple[float, list[int]]:
         done = self.model.generate(
-            ids, max_new_tokens=tokens + 1, temperature=0.0, ignore_eos=True, seed=0
+            ids,
+            max_new_tokens=tokens + 1,
+            temperature=0.0,
+            ignore_eos=True,
+            seed=0,
+            speculative="off",
         ).run()
         return done.stats.decode_seconds / tokens, list(done.ids)
 

@@ -277,7 +277,7 @@ def test_a_token_on_its_way_when_ctrl_c_comes_is_written(
             pass
 
     model = SimpleNamespace(generate=lambda _prompt: Interrupted())
-    args = argparse.Namespace(echo=False, stats=False)
+    args = argparse.Namespace(echo=False, stats=False, show_drafts=False)
     with pytest.raises(KeyboardInterrupt):
         generate._stream(model, "Once", {}, args)
     assert capsys.readouterr().out == "a\n"

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikelet.cli.conversation import PLAIN_TEMPLATE, Chat, Conversation, Story, Template
-from spikelet.cli.generate import show_stats
 from spikelet.cli.options import (
     add_model_options,
     add_sampling_options,
+    add_speculation_options,
     decode_argument,
     load_model,
     sampling_arguments,
+    speculation_arguments,
     unescape,
 )
+from spikelet.cli.stats import show_stats
 from spikelet.cli.terminal import UsageError, stderr, stdout
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-history", action="store_true", help="do not keep typed lines on disk")
     group.add_argument("--stats", action="store_true", help="speed after every reply")
     add_sampling_options(parser)
+    add_speculation_options(parser)
     add_model_options(parser)
 
 
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def choose_conversation(model: Model, args: argparse.Namespace) -> tuple[Conversation, str]:
     """A chat where model or user has a template, else a story; and a sentence that says so."""
-    options = sampling_arguments(args)
+    options = sampling_arguments(args) | speculation_arguments(args)
     text = unescape(args.template) if args.template else model.chat_template
     if text is None or text == "story":
         note = "This model was trained to continue text, not to answer: "

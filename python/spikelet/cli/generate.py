@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 from spikelet.cli.options import (
     add_model_options,
     add_sampling_options,
+    add_speculation_options,
     decode_argument,
     load_model,
     read_text_file,
     sampling_arguments,
+    speculation_arguments,
 )
-from spikelet.cli.terminal import Output, UsageError, human_seconds, stderr, stdout
+from spikelet.cli.stats import show_stats, stats_dict
+from spikelet.cli.terminal import Output, UsageError, stdout
 
 if TYPE_CHECKING:
-    from spikelet import Completion, Generation, Model
+    from spikelet import Completion, Model, Token
+
+OPEN, CLOSE = "⟦", "⟧"  # around accepted drafts where there are no colours
 
 EXAMPLES = """\
 examples:
@@ -39,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
     add_sampling_options(parser)
+    add_speculation_options(parser)
     add_model_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -50,7 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="show the prompt before the text (default: on a terminal)",
     )
-    output.add_argument("--stats", action="store_true", help="speed, seed and reason of the end")
+    output.add_argument(
+        "--stats", action="store_true", help="speed, seed, reason of the end, what drafts came to"
+    )
+    output.add_argument(
+        "--show-drafts",
+        action="store_true",
+        help=f"show accepted drafted tokens in green; without colours between {OPEN} and {CLOSE}",
+    )
     output.add_argument(
         "--json", action="store_true", help="one JSON object a line for each text, with token ids"
     )
@@ -65,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--num needs a number of at least 1, not {args.num}")
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs needs --json")
+    if args.show_drafts and args.json:
+        raise UsageError("--show-drafts is for text; with --json every token has `drafted`")
     prompt = read_prompt(args)
-    options = sampling_arguments(args)
+    options = sampling_arguments(args) | speculation_arguments(args)
     if args.logprobs is not None:
         options["logprobs"] = args.logprobs
     model = load_model(args)
@@ -103,6 +118,7 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
     generation = model.generate(prompt, **options)
     first_token: float | None = None
     written = 0
+    writer = TokenWriter(out, show_drafts=args.show_drafts)
     try:
         if _shows_prompt(out, args):
             out.model_text(prompt, "dim")
@@ -110,19 +126,50 @@ def _stream(model: Model, prompt: str, options: dict[str, Any], args: argparse.N
             if first_token is None:
                 first_token = time.perf_counter() - start
             if token:
-                out.model_text(str(token))
+                writer.write(token)
                 written += len(token)
     except KeyboardInterrupt:
         # A token that was on its way, and what the stop rules held back, are not lost.
         generation.close()
+        writer.close()
         out.model_text(generation.text[written:])
         _end_line(out, generation.text)
         if args.stats:
             show_stats(model, generation, first_token)
         raise
+    writer.close()
     _end_line(out, generation.text)
     if args.stats:
         show_stats(model, generation, first_token)
+
+
+class TokenWriter:
+    """Writes a text token by token, and shows which tokens were drafted if that is asked for.
+
+    A token that completes a character brings the text of those before it.
+    """
+
+    def __init__(self, out: Output, *, show_drafts: bool) -> None:
+        self._out = out
+        self._shows = show_drafts
+        self._marks = show_drafts and not out.colour
+        self._open = False
+
+    def write(self, token: Token) -> None:
+        """The next token."""
+        if not token:
+            return
+        drafted = self._shows and token.drafted
+        if self._marks and drafted != self._open:
+            self._out.write(OPEN if drafted else CLOSE)
+            self._open = drafted
+        self._out.model_text(str(token), *(["green"] if drafted and not self._marks else []))
+
+    def close(self) -> None:
+        """Closes what is open at the end of the text."""
+        if self._open:
+            self._out.write(CLOSE)
+            self._open = False
 
 
 def _shows_prompt(out: Output, args: argparse.Namespace) -> bool:
@@ -148,7 +195,10 @@ def _write_several(
         out.line(out.paint(f"--- {number} of {args.num} ---", "bold"))
         if _shows_prompt(out, args):
             out.model_text(prompt, "dim")
-        out.model_text(completion.text)
+        writer = TokenWriter(out, show_drafts=args.show_drafts)
+        for token in completion.tokens:
+            writer.write(token)
+        writer.close()
         _end_line(out, completion.text)
     if args.stats:
         for completion in completions:
@@ -157,7 +207,6 @@ def _write_several(
 
 def as_dict(model: Model, prompt: str, completion: Completion) -> dict[str, Any]:
     """What --json prints of one text."""
-    stats = completion.stats
     return {
         "model": str(model.path),
         "prompt": prompt,
@@ -169,6 +218,7 @@ def as_dict(model: Model, prompt: str, completion: Completion) -> dict[str, Any]
                 "id": token.id,
                 "text": str(token),
                 "logprob": token.logprob,
+                "drafted": token.drafted,
                 **(
                     {"top_logprobs": [{"id": top.id, "logprob": top.logprob} for top in tops]}
                     if (tops := token.top_logprobs)
@@ -177,34 +227,5 @@ def as_dict(model: Model, prompt: str, completion: Completion) -> dict[str, Any]
             }
             for token in completion.tokens
         ],
-        "stats": {
-            "num_prompt_tokens": stats.num_prompt_tokens,
-            "num_generated_tokens": stats.num_generated_tokens,
-            "prefill_seconds": stats.prefill_seconds,
-            "decode_seconds": stats.decode_seconds,
-        },
+        "stats": stats_dict(completion.stats),
     }
-
-
-def show_stats(
-    model: Model,
-    generation: Generation | Completion,
-    first_token: float | None,
-    *,
-    end: str | None = None,
-) -> None:
-    """Two lines on stderr: what ran, and how fast. `end` is a better word for why it ended."""
-    err = stderr()
-    stats = generation.stats
-    parts = [
-        f"prompt {stats.num_prompt_tokens} tokens, {stats.prefill_tokens_per_second:.0f}/s",
-        f"text {stats.num_generated_tokens} tokens, {stats.decode_tokens_per_second:.0f}/s",
-    ]
-    if first_token is not None:
-        parts.append(f"first after {human_seconds(first_token)}")
-    parts.append(f"end: {end or generation.finish_reason or 'cancelled'}")
-    parts.append(f"seed {generation.seed}")
-    threads = f"{model.threads} thread{'s' if model.threads != 1 else ''}"
-    machine = f"{model.config.model_type} {model.dtype} on {model.device} ({model.isa}, {threads})"
-    err.line(err.paint(machine, "dim"))
-    err.line(err.paint("; ".join(parts), "dim"))

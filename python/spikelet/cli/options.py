@@ -10,10 +10,13 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spikelet.cli.terminal import Progress, UsageError, stderr
+
+T = TypeVar("T")
 
 BAR_FROM = 256 << 20  # bytes of weights
 BAR_AFTER = 0.25  # seconds
@@ -46,8 +49,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {value})"
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """--model, --dtype, --threads, --device and what tells an unlabelled checkpoint apart."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, positional: bool = False, several: bool = False
+) -> None:
+    """--model, --dtype, --threads, --device and what tells an unlabelled checkpoint apart.
+
+    With `several`, --dtype and --threads take values with commas.
+    """
     group = parser.add_argument_group("model")
     text = "model folder, .safetensors or .pth file, or a name that 'spikelet models' lists"
     if positional:
@@ -56,11 +64,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
         group.add_argument(
             "-m", "--model", metavar="MODEL", help=f"{text} (default: the bundled model)"
         )
+    commas = "; several with commas" if several else ""
     group.add_argument(
-        "--dtype", metavar="TYPE", help="number type of the weights: auto, f32, bf16, f16, q8, q4"
+        "--dtype",
+        type=listed(str) if several else str,
+        metavar="TYPE",
+        help=f"number type of the weights: auto, f32, bf16, f16, q8, q4{commas}",
     )
     group.add_argument(
-        "--threads", type=int, metavar="N", help="threads (default: the physical cores)"
+        "--threads",
+        type=listed(int) if several else int,
+        metavar="N",
+        help=f"threads (default: the physical cores){commas}",
     )
     group.add_argument("--device", metavar="DEVICE", help="where to compute: auto, cpu")
     add_file_options(group)
@@ -70,6 +85,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
         metavar="N",
         help="compatibility: halve activations every N layers, as the authors' script does with 6",
     )
+
+
+def listed(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """A type of option: values with commas."""
+
+    def parse(text: str) -> list[T]:
+        try:
+            return [kind(word.strip()) for word in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"cannot read '{text}'") from None
+
+    return parse
 
 
 def add_file_options(group: argparse._ActionsContainer) -> None:
@@ -152,6 +179,68 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="order of the sampling steps: openai (temperature first) or rwkv (top-p first)",
     )
+
+
+def add_speculation_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how tokens are drafted: how fast a text comes, and with --verify which one."""
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--speculative",
+        metavar="METHOD",
+        help="where drafts come from: auto, off, prophet, ngram, table, prophet+ngram, draft_model "
+        "(default: auto)",
+    )
+    group.add_argument(
+        "--num-speculative-tokens",
+        type=count_or_auto,
+        metavar="N",
+        help="tokens of a draft, or auto: as many as pay (default: auto)",
+    )
+    group.add_argument(
+        "--verify",
+        metavar="RULE",
+        help="coupled keeps the text of base decoding; token and block accept more, and keep only "
+        "its distribution (default: coupled)",
+    )
+    group.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="a smaller model of the same vocabulary that drafts",
+    )
+
+
+def count_or_auto(text: str) -> int | str:
+    """A number, or `auto`."""
+    return text if text == "auto" else int(text)
+
+
+def speculation_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword argument `speculative`: only if something was given."""
+    method, model = args.speculative, args.draft_model
+    given = {
+        name: value
+        for name in ("num_speculative_tokens", "verify")
+        if (value := getattr(args, name)) is not None
+    }
+    if not given and model is None:
+        if method is None:
+            return {}
+        if method in ("auto", "off"):
+            return {"speculative": method}
+    elif method == "off":
+        raise UsageError("--speculative off does not draft: nothing else about drafts can be asked")
+    import spikelet
+
+    if model is not None:
+        given["draft_model"] = spikelet.load(model, threads=args.threads)
+    given["method"] = method or ("auto" if model is None else "draft_model")
+    try:
+        return {"speculative": spikelet.SpeculativeConfig(**given)}
+    except spikelet.OptionError as error:
+        if not str(error).startswith("option `method`"):
+            raise
+        # Only here has it this name.
+        raise UsageError(str(error).replace("option `method`", "--speculative")) from None
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
