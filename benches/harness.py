@@ -7,11 +7,8 @@ compared is measured in turns, in an order that rotates, and a ratio is that of 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import time
@@ -26,6 +23,8 @@ from shapes import DENSITY, SHAPES, WEIGHT_BYTES, Shape, bytes_read, default_cac
 
 import spikelet
 from spikelet import _spikelet
+from spikelet.bench import machine as machines
+from spikelet.bench.figures import rounded
 
 RESULTS = Path(__file__).parent / "results"
 READ, FMA, INT8 = "read GB/s", "FMA GFLOP/s", "int8 GOP/s"
@@ -152,9 +151,9 @@ def density(model: spikelet.Model, ids: Sequence[int]) -> float:
 
 
 def greedy(model: spikelet.Model, prompt: Sequence[int], tokens: int) -> spikelet.Completion:
-    """Continues a prompt by so many most probable tokens."""
+    """Continues a prompt by so many most probable tokens, one in each pass."""
     return model.generate(
-        prompt, max_new_tokens=tokens, temperature=0.0, ignore_eos=True, seed=0
+        prompt, max_new_tokens=tokens, temperature=0.0, ignore_eos=True, seed=0, speculative="off"
     ).run()
 
 
@@ -169,25 +168,7 @@ def decode_share(shape: Shape, dtype: str, dens: float, second: float, read_gb: 
 
 
 # The machine
-
-
-def cpuinfo() -> dict[str, str]:
-    """The first processor as the system describes it."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {"model name": platform.processor()}
-    first = file.read_text().partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def cpu_name() -> str:
-    """The processor's name; guests often see less than its generation, so family and model too."""
-    info = cpuinfo()
-    name = info.get("model name", "unknown")
-    if "cpu family" in info:
-        name += f" (family {info['cpu family']}, model {info['model']})"
-    return name
+cpu_name = machines.cpu_name
 
 
 def commit() -> str | None:
@@ -206,20 +187,7 @@ def commit() -> str | None:
 
 def machine() -> dict[str, Any]:
     """What a figure has to be read with."""
-    features = spikelet.cpu_features()
-    return {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "isa": features["chosen"],
-        "isa_levels": features["levels"],
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "spikelet": spikelet.__version__,
-        "commit": commit(),
-        "date": dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    return {**machines.machine(), "commit": commit()}
 
 
 # The command line, tables and files
@@ -351,17 +319,6 @@ def save(file: Path, result: Mapping[str, Any]) -> None:
     unfinished.write_text(json.dumps(rounded(result), indent=1) + "\n")
     unfinished.replace(file)
     print(f"written: {file}")
-
-
-def rounded(value: Any) -> Any:
-    """The same, with four significant digits: no more were measured."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    return value
 
 
 def describe(m: Mapping[str, Any]) -> str:

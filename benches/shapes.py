@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import spikelet
+from spikelet.bench.machine import WEIGHT_BYTES
 
 DENSITY = 0.30
 """Share of non-zero relu² outputs unless a row says otherwise."""
@@ -73,10 +74,6 @@ SPIKEGPT_216M = Shape("SpikeGPT-216M", "spikegpt", 18, 768, 50277)
 RWKV4_169M = Shape("RWKV-4-169M", "rwkv4", 12, 768, 50277)
 RWKV4_430M = Shape("RWKV-4-430M", "rwkv4", 24, 1024, 50277)
 SHAPES = {shape.name: shape for shape in (RWKV4_169M, RWKV4_430M, SPIKEGPT_216M)}
-
-BLOCK = 64
-"""Weights that share a scale in the quantised formats."""
-WEIGHT_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "q8": 1 + 2 / BLOCK, "q4": 0.5 + 2 / BLOCK}
 
 
 def weights_read(shape: Shape, density: float, tokens: int = 1) -> float:

@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "show training runs as one HTML page",
     "lm": "train, list and use language models by name",
     "create-options": "everything that can be set in training, as JSON",
+    "bench": "base against speculative decoding: speed, and equal text",
     "models": "the models that can be loaded by name",
     "doctor": "check this installation: kernels, threads, self-test",
 }
