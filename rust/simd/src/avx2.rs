@@ -78,6 +78,27 @@ impl<const VNNI: bool> Avx2<VNNI> {
             _mm256_add_epi32(n, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
+
+    #[inline(always)]
+    fn mul_wide_half(self, a: __m256i, b: __m256i) -> (__m256i, __m256i) {
+        avx2! {
+            // The instruction multiplies even lanes; a product takes the place of a pair of lanes.
+            let even = _mm256_mul_epu32(a, b);
+            let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
+            let high = _mm256_blend_epi32::<0xaa>(_mm256_srli_epi64::<32>(even), odd);
+            let low = _mm256_blend_epi32::<0xaa>(even, _mm256_slli_epi64::<32>(odd));
+            (high, low)
+        }
+    }
+
+    #[inline(always)]
+    fn zip_half(self, a: __m256i, b: __m256i) -> PairN {
+        avx2! {
+            // Within halves of a register: lanes 0, 1 and 4, 5; then lanes 2, 3 and 6, 7.
+            let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            PairN(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+        }
+    }
 }
 
 impl<const VNNI: bool> Isa for Avx2<VNNI> {
@@ -210,6 +231,34 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     #[inline(always)]
     fn to_f32(self, n: PairN) -> Pair {
         avx2!(Pair(_mm256_cvtepi32_ps(n.0), _mm256_cvtepi32_ps(n.1)))
+    }
+    #[inline(always)]
+    fn load_n(self, x: &[u32; LANES]) -> PairN {
+        avx2!(PairN(_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())))
+    }
+    #[inline(always)]
+    fn add_n(self, a: PairN, b: PairN) -> PairN {
+        avx2!(PairN(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)))
+    }
+    #[inline(always)]
+    fn xor_n(self, a: PairN, b: PairN) -> PairN {
+        avx2!(PairN(_mm256_xor_si256(a.0, b.0), _mm256_xor_si256(a.1, b.1)))
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: PairN, b: PairN) -> (PairN, PairN) {
+        let (first, second) = (self.mul_wide_half(a.0, b.0), self.mul_wide_half(a.1, b.1));
+        (PairN(first.0, second.0), PairN(first.1, second.1))
+    }
+    #[inline(always)]
+    fn zip_n(self, a: PairN, b: PairN) -> (PairN, PairN) {
+        (self.zip_half(a.0, b.0), self.zip_half(a.1, b.1))
+    }
+    #[inline(always)]
+    fn any_ge(self, a: Pair, b: Pair) -> bool {
+        avx2! {
+            let (low, high) = (_mm256_cmp_ps::<_CMP_GE_OQ>(a.0, b.0), _mm256_cmp_ps::<_CMP_GE_OQ>(a.1, b.1));
+            _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
+        }
     }
     #[inline(always)]
     fn load_q(self, w: &[u8; 64]) -> PairN {

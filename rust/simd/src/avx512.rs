@@ -138,6 +138,41 @@ impl Isa for Avx512 {
         avx512!(_mm512_cvtepi32_ps(n))
     }
     #[inline(always)]
+    fn load_n(self, x: &[u32; LANES]) -> __m512i {
+        avx512!(_mm512_loadu_si512(x.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn add_n(self, a: __m512i, b: __m512i) -> __m512i {
+        avx512!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn xor_n(self, a: __m512i, b: __m512i) -> __m512i {
+        avx512!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: __m512i, b: __m512i) -> (__m512i, __m512i) {
+        avx512! {
+            // The instruction multiplies even lanes; a product takes the place of a pair of lanes.
+            let even = _mm512_mul_epu32(a, b);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
+            let high = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
+            let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(even, 0xaaaa, odd);
+            (high, low)
+        }
+    }
+    #[inline(always)]
+    fn zip_n(self, a: __m512i, b: __m512i) -> (__m512i, __m512i) {
+        avx512! {
+            let first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+            let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+            (_mm512_permutex2var_epi32(a, first, b), _mm512_permutex2var_epi32(a, second, b))
+        }
+    }
+    #[inline(always)]
+    fn any_ge(self, a: __m512, b: __m512) -> bool {
+        avx512!(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b) != 0)
+    }
+    #[inline(always)]
     fn load_q(self, w: &[u8; 64]) -> __m512i {
         avx512!(_mm512_loadu_si512(w.as_ptr().cast()))
     }

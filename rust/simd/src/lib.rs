@@ -14,7 +14,7 @@
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`quant`], [`encode`], [`pack`], [`tile`], [`qtile`],
+//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`line`], [`race`], [`quant`], [`encode`], [`pack`], [`tile`], [`qtile`],
 //! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], [`products`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
@@ -42,6 +42,7 @@ mod cpu;
 mod encode;
 mod interleave;
 mod level;
+mod line;
 mod matmul;
 pub mod measure;
 #[cfg(target_arch = "aarch64")]
@@ -53,6 +54,7 @@ mod products;
 mod qmatmul;
 mod qtile;
 pub mod quant;
+mod race;
 mod recurrence;
 #[cfg(test)]
 mod same_bits;
@@ -63,9 +65,11 @@ mod vecops;
 
 pub use cpu::Cpu;
 pub use level::{IsaError, Level};
+pub use line::{at_least, first_at_least, greatest_of_16, normalise, sum, survey, weigh};
 pub use pack::{Matrix, WeightFormat};
 pub use pool::physical_cores;
 pub use products::Linear;
+pub use race::{Race, philox};
 pub use vecops::{argmax, exp_in_place, expf, log_sum_exp, sigmoidf};
 
 /// Lanes of the virtual vector.
@@ -124,6 +128,16 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn splat_n(self, x: i32) -> Self::N;
     /// To the nearest f32; exact up to 2^24.
     fn to_f32(self, n: Self::N) -> Self::V;
+    fn load_n(self, x: &[u32; LANES]) -> Self::N;
+    /// Whatever goes beyond 32 bits is lost.
+    fn add_n(self, a: Self::N, b: Self::N) -> Self::N;
+    fn xor_n(self, a: Self::N, b: Self::N) -> Self::N;
+    /// Products of numbers without a sign: their upper 32 bits, and their lower ones.
+    fn mul_wide(self, a: Self::N, b: Self::N) -> (Self::N, Self::N);
+    /// Lanes in turns: `a0 b0 a1 b1 .. a7 b7`, and `a8 b8 .. a15 b15`.
+    fn zip_n(self, a: Self::N, b: Self::N) -> (Self::N, Self::N);
+    /// Whether `a >= b` in some lane.
+    fn any_ge(self, a: Self::V, b: Self::V) -> bool;
     /// 64 weights, each stored as itself plus 128: byte `4 o + i` is that of output `o` and input `i`.
     fn load_q(self, w: &[u8; 64]) -> Self::Q;
     /// 128 weights, each stored as the index of its value (plus 128) in `table`: the lower halves of the bytes, then the upper ones.

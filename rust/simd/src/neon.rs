@@ -133,6 +133,16 @@ impl<const DOTPROD: bool> Neon<DOTPROD> {
             vpadalq_s16(n, pairs)
         }
     }
+
+    #[inline(always)]
+    fn mul_wide_quarter(self, a: int32x4_t, b: int32x4_t) -> (int32x4_t, int32x4_t) {
+        neon! {
+            let (a, b) = (vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(b));
+            let low = vreinterpretq_s32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(b)));
+            let high = vreinterpretq_s32_u64(vmull_high_u32(a, b));
+            (vuzp2q_s32(low, high), vuzp1q_s32(low, high))
+        }
+    }
 }
 
 impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
@@ -268,6 +278,46 @@ impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     #[inline(always)]
     fn to_f32(self, n: QuadN) -> Quad {
         quad!(vcvtq_f32_s32(n))
+    }
+    #[inline(always)]
+    fn load_n(self, x: &[u32; LANES]) -> QuadN {
+        let at: *const i32 = x.as_ptr().cast();
+        neon!(QuadN(vld1q_s32(at), vld1q_s32(at.add(4)), vld1q_s32(at.add(8)), vld1q_s32(at.add(12))))
+    }
+    #[inline(always)]
+    fn add_n(self, a: QuadN, b: QuadN) -> QuadN {
+        neon!(QuadN(vaddq_s32(a.0, b.0), vaddq_s32(a.1, b.1), vaddq_s32(a.2, b.2), vaddq_s32(a.3, b.3)))
+    }
+    #[inline(always)]
+    fn xor_n(self, a: QuadN, b: QuadN) -> QuadN {
+        neon!(QuadN(veorq_s32(a.0, b.0), veorq_s32(a.1, b.1), veorq_s32(a.2, b.2), veorq_s32(a.3, b.3)))
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: QuadN, b: QuadN) -> (QuadN, QuadN) {
+        let products = [
+            self.mul_wide_quarter(a.0, b.0),
+            self.mul_wide_quarter(a.1, b.1),
+            self.mul_wide_quarter(a.2, b.2),
+            self.mul_wide_quarter(a.3, b.3),
+        ];
+        let [high, low] = [products.map(|p| p.0), products.map(|p| p.1)];
+        (QuadN(high[0], high[1], high[2], high[3]), QuadN(low[0], low[1], low[2], low[3]))
+    }
+    #[inline(always)]
+    fn zip_n(self, a: QuadN, b: QuadN) -> (QuadN, QuadN) {
+        neon! {
+            let first = QuadN(vzip1q_s32(a.0, b.0), vzip2q_s32(a.0, b.0), vzip1q_s32(a.1, b.1), vzip2q_s32(a.1, b.1));
+            let second = QuadN(vzip1q_s32(a.2, b.2), vzip2q_s32(a.2, b.2), vzip1q_s32(a.3, b.3), vzip2q_s32(a.3, b.3));
+            (first, second)
+        }
+    }
+    #[inline(always)]
+    fn any_ge(self, a: Quad, b: Quad) -> bool {
+        neon! {
+            let first = vorrq_u32(vcgeq_f32(a.0, b.0), vcgeq_f32(a.1, b.1));
+            let second = vorrq_u32(vcgeq_f32(a.2, b.2), vcgeq_f32(a.3, b.3));
+            vmaxvq_u32(vorrq_u32(first, second)) != 0
+        }
     }
     #[inline(always)]
     fn load_q(self, w: &[u8; 64]) -> QuadQ {

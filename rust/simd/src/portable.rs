@@ -125,6 +125,32 @@ impl Isa for Portable {
         lanes!(i => n[i] as f32)
     }
     #[inline(always)]
+    fn load_n(self, x: &[u32; LANES]) -> Self::N {
+        x.map(u32::cast_signed)
+    }
+    #[inline(always)]
+    fn add_n(self, a: Self::N, b: Self::N) -> Self::N {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn xor_n(self, a: Self::N, b: Self::N) -> Self::N {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: Self::N, b: Self::N) -> (Self::N, Self::N) {
+        let product = |i: usize| u64::from(a[i].cast_unsigned()) * u64::from(b[i].cast_unsigned());
+        (std::array::from_fn(|i| (product(i) >> 32) as i32), std::array::from_fn(|i| product(i) as i32))
+    }
+    #[inline(always)]
+    fn zip_n(self, a: Self::N, b: Self::N) -> (Self::N, Self::N) {
+        let lane = |i: usize| if i.is_multiple_of(2) { a[i / 2] } else { b[i / 2] };
+        (std::array::from_fn(lane), std::array::from_fn(|i| lane(i + LANES)))
+    }
+    #[inline(always)]
+    fn any_ge(self, a: Self::V, b: Self::V) -> bool {
+        a.iter().zip(&b).fold(false, |any, (a, b)| any | (a >= b))
+    }
+    #[inline(always)]
     fn load_q(self, w: &[u8; 64]) -> Self::Q {
         w.map(|w| (w ^ 0x80) as i8)
     }

@@ -93,6 +93,28 @@ impl Op for Integers<'_> {
     }
 }
 
+/// Those on words of random numbers.
+struct Words<'a>(&'a [u32; LANES], &'a [u32; LANES]);
+
+impl Op for Words<'_> {
+    type Output = Vec<Lanes>;
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Vec<Lanes> {
+        let (a, b) = (isa.load_n(self.0), isa.load_n(self.1));
+        let ((high, low), (first, second)) = (isa.mul_wide(a, b), isa.zip_n(a, b));
+        // f32 holds 24 bits, so each word goes out in two halves.
+        let halves = |n: I::N| {
+            let upper = isa.mul_wide(n, isa.splat_n(1 << 16)).0;
+            let lower = isa.mul_wide(isa.mul_wide(n, isa.splat_n(1 << 16)).1, isa.splat_n(1 << 16)).0;
+            [upper, lower].map(|n| isa.to_array(isa.to_f32(n)))
+        };
+        let found = [a, isa.add_n(a, b), isa.xor_n(a, b), high, low, first, second].map(halves);
+        let (x, y) = (isa.to_f32(a), isa.to_f32(b));
+        let any = [isa.any_ge(x, y), isa.any_ge(y, x), isa.any_ge(x, isa.splat(f32::NAN))];
+        found.into_iter().flatten().chain(any.map(|any| [f32::from(any); LANES])).collect()
+    }
+}
+
 #[test]
 fn every_operation_has_the_bits_of_every_processor() {
     for_each_isa(|level| {
@@ -121,6 +143,26 @@ fn every_operation_has_the_bits_of_every_processor() {
         }
         if !cfg!(miri) {
             assert_eq!(format!("{:016x}", hash.0), "a76290c3d0cba5dc", "{}", level.name());
+        }
+    });
+}
+
+#[test]
+fn every_operation_on_words_has_the_bits_of_every_processor() {
+    for_each_isa(|level| {
+        let (mut rng, mut hash) = (Rng(12), Hash(0xcbf2_9ce4_8422_2325));
+        for round in 0..if cfg!(miri) { 20 } else { 4_000 } {
+            // In turn: any bits, special values, lanes that are equal but for few.
+            let mut word = |_| match round % 3 {
+                0 => rng.next_u32(),
+                1 => [0, 1, u32::MAX, 1 << 31, 1 << 16][rng.next_u32() as usize % 5],
+                _ => 8 + u32::from(rng.next_u32().is_multiple_of(16)),
+            };
+            let [a, b] = [(); 2].map(|()| std::array::from_fn(&mut word));
+            level.dispatch(Words(&a, &b)).into_iter().for_each(|lanes| hash.lanes(lanes));
+        }
+        if !cfg!(miri) {
+            assert_eq!(format!("{:016x}", hash.0), "c88bca786fab2c25", "{}", level.name());
         }
     });
 }

@@ -1,12 +1,13 @@
-//! The chain from logits to a distribution.
+//! The chain from logits to a distribution, and to a token.
 
-use spikelet_simd::{Level, exp_in_place};
+use spikelet_simd::{Level, at_least, exp_in_place, first_at_least, greatest_of_16, normalise, sum, survey, weigh};
 
 use super::dist::Dist;
 use super::filters::{Candidate, Candidates};
+use super::line::Line;
 use super::params::{Preset, SamplingParams};
 use super::penalties::Penalties;
-use super::rng::Noise;
+use super::rng::{Noise, Purpose};
 use crate::error::{Error, Result};
 
 /// Scratch memory of the chain, as wide as the vocabulary. One serves any number of rows, one after another.
@@ -81,73 +82,169 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Logits`] if a logit is not finite, or bias and penalties leave no token to draw.
-    pub fn distribution<'w>(&self, logits: &[f32], work: &'w mut Workspace) -> Result<Dist<'w>> {
-        let greatest = self.adjust(logits, &mut work.scores)?;
-        if self.params.is_greedy() {
-            let id = work.scores.iter().position(|&score| score == greatest).expect("the greatest is among them");
-            work.ids.clear();
-            work.ids.push(id as u32);
-            work.probs.clear();
-            work.probs.push(1.0);
-            return Ok(Dist { ids: &work.ids, probs: &work.probs });
-        }
-        let temperature = self.early_temperature();
-        for score in &mut work.scores {
-            *score = (*score - greatest) / temperature;
-        }
-        work.weights.clear();
-        work.weights.extend_from_slice(&work.scores);
-        exp_in_place(work.level, &mut work.weights);
-        if self.filters() {
-            self.filter(work);
-        } else {
-            work.ids.clear();
-            work.ids.extend(0..logits.len() as u32);
-            work.probs.clear();
-            work.probs.extend_from_slice(&work.weights);
-        }
-        let total = sum(&work.probs);
-        for p in &mut work.probs {
-            *p = (f64::from(*p) / total) as f32;
-        }
-        Ok(Dist { ids: &work.ids, probs: &work.probs })
+    pub fn distribution<'l, 'w>(&self, line: impl Into<Line<'l>>, work: &'w mut Workspace) -> Result<Dist<'w>> {
+        let line = line.into();
+        let left = self.weigh(line, work)?;
+        Ok(left.distribution(line, work))
     }
 
-    /// Draws the token at `position` of the sequence: [`distribution`](Self::distribution) and [`Dist::draw`] with the
-    /// row's noise.
+    /// Draws the token at `position` of the sequence, the number of tokens before it: one with probability p in
+    /// [`distribution`](Self::distribution) wins the row's [`race`](Noise::race) there with probability p.
     ///
     /// # Errors
     /// Those of [`distribution`](Self::distribution).
-    pub fn sample(&self, logits: &[f32], position: u64, work: &mut Workspace) -> Result<u32> {
-        Ok(self.distribution(logits, work)?.draw(self.noise.uniform(position)))
+    pub fn sample<'l>(&self, line: impl Into<Line<'l>>, position: u64, work: &mut Workspace) -> Result<u32> {
+        let line = line.into();
+        let left = self.weigh(line, work)?;
+        Ok(self.winner(left, line, position, work))
+    }
+
+    /// The token of [`sample`](Self::sample), and the [`distribution`](Self::distribution) it was drawn from.
+    ///
+    /// # Errors
+    /// Those of [`distribution`](Self::distribution).
+    pub fn drawn<'l, 'w>(
+        &self,
+        line: impl Into<Line<'l>>,
+        position: u64,
+        work: &'w mut Workspace,
+    ) -> Result<(u32, Dist<'w>)> {
+        let line = line.into();
+        let left = self.weigh(line, work)?;
+        let id = self.winner(left, line, position, work);
+        Ok((id, left.distribution(line, work)))
+    }
+
+    /// The number that a drafter draws its guess number `index` with, for a draft that begins at position `start`. Not the
+    /// row's own noise, which must know nothing of guesses where they are accepted or refused at random.
+    pub fn draft_uniform(&self, start: u64, index: usize) -> f64 {
+        self.noise.uniform(start, index as u32, Purpose::Draft)
+    }
+
+    /// The number that decides on guess number `index` of the draft that begins at position `start`.
+    pub fn accept_uniform(&self, start: u64, index: usize) -> f64 {
+        self.noise.uniform(start, index as u32, Purpose::Accept)
+    }
+
+    /// The number that draws the token after the accepted guesses of the draft that begins at position `start`.
+    pub fn residual_uniform(&self, start: u64) -> f64 {
+        self.noise.uniform(start, 0, Purpose::Residual)
+    }
+}
+
+/// Where the chain has left the tokens that may be drawn.
+#[derive(Clone, Copy)]
+enum Left {
+    /// There is but one.
+    Certain(u32),
+    /// All of the line, with `Workspace::weights`.
+    Every,
+    /// `Workspace::ids`, with the weights `Workspace::probs`.
+    Some,
+}
+
+impl Left {
+    /// From weights to probabilities, in place.
+    fn distribution<'w>(self, line: Line<'_>, work: &'w mut Workspace) -> Dist<'w> {
+        let Workspace { level, weights, ids, probs, .. } = work;
+        match self {
+            Self::Certain(id) => {
+                ids.clear();
+                ids.push(id);
+                probs.clear();
+                probs.push(1.0);
+            }
+            Self::Every => {
+                ids.clear();
+                match line.ids {
+                    Some(all) => ids.extend_from_slice(all),
+                    None => ids.extend(0..line.logits.len() as u32),
+                }
+                std::mem::swap(probs, weights);
+                normalise(*level, probs);
+            }
+            Self::Some => normalise(*level, probs),
+        }
+        Dist { ids, probs }
     }
 }
 
 /// The parts of the chain.
 impl Sampler {
-    /// Logits with bias and penalties into `scores`; returns the greatest.
-    fn adjust(&self, logits: &[f32], scores: &mut Vec<f32>) -> Result<f32> {
-        if !logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) {
-            let (id, logit) = logits.iter().enumerate().find(|(_, logit)| !logit.is_finite()).unwrap_or((0, &f32::NAN));
-            return Err(Error::Logits { reason: format!("that of token {id} is {logit}") });
+    /// All but the draw.
+    fn weigh(&self, line: Line<'_>, work: &mut Workspace) -> Result<Left> {
+        if let Some(ids) = line.ids {
+            assert_eq!(ids.len(), line.logits.len(), "a logit for every id (left: ids, right: logits)");
+        }
+        let level = work.level;
+        let (mut greatest, finite) = survey(level, line.logits);
+        if !finite {
+            let (index, logit) =
+                line.logits.iter().enumerate().find(|(_, logit)| !logit.is_finite()).unwrap_or((0, &f32::NAN));
+            return Err(Error::Logits { reason: format!("that of token {} is {logit}", line.id(index)) });
+        }
+        // Scores: logits with bias and penalties.
+        let mut scores = std::mem::take(&mut work.scores);
+        let adjusted = self.adjust(line, level, &mut scores);
+        let left = adjusted.map(|adjusted| {
+            greatest = adjusted.unwrap_or(greatest);
+            self.choose_from(if adjusted.is_some() { Line { logits: &scores, ..line } } else { line }, greatest, work)
+        });
+        work.scores = scores;
+        left
+    }
+
+    /// Logits with bias and penalties into `scores`; returns the greatest. None: there are none, the logits stand.
+    fn adjust(&self, line: Line<'_>, level: Level, scores: &mut Vec<f32>) -> Result<Option<f32>> {
+        if self.params.logit_bias.is_empty() && self.penalties.is_empty() {
+            return Ok(None);
         }
         scores.clear();
-        scores.extend_from_slice(logits);
+        scores.extend_from_slice(line.logits);
         for &(id, bias) in &self.params.logit_bias {
-            if let Some(score) = scores.get_mut(id as usize) {
-                *score += bias;
+            if let Some(index) = line.index(id) {
+                scores[index] += bias;
             }
         }
-        self.penalties.apply(scores);
-        let greatest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.penalties.apply(line, scores);
         if scores.iter().fold(false, |nan, score| nan | score.is_nan()) {
             return Err(Error::Logits { reason: "bias and penalties make NaN of some".into() });
         }
+        let (greatest, _) = survey(level, scores);
         if !greatest.is_finite() {
             let reason = format!("bias and penalties leave {greatest} as the greatest, so there is no token to draw");
             return Err(Error::Logits { reason });
         }
-        Ok(greatest)
+        Ok(Some(greatest))
+    }
+
+    /// From scores to weights, up to a factor, of what the filters leave.
+    fn choose_from(&self, scores: Line<'_>, greatest: f32, work: &mut Workspace) -> Left {
+        let level = work.level;
+        if self.params.is_greedy() {
+            let index = first_at_least(level, scores.logits, greatest).expect("the greatest is among them");
+            return Left::Certain(scores.id(index));
+        }
+        weigh(level, scores.logits, greatest, self.early_temperature(), &mut work.weights);
+        if !self.filters() {
+            return Left::Every;
+        }
+        self.filter(scores, greatest, work);
+        Left::Some
+    }
+
+    /// Who wins the race at `position`.
+    fn winner(&self, left: Left, line: Line<'_>, position: u64, work: &Workspace) -> u32 {
+        let Workspace { level, weights, ids, probs, .. } = work;
+        let race = self.noise.race(position);
+        let first_of = |ids: &[u32], weights: &[f32]| race.winner_among(*level, ids, weights).map(|index| ids[index]);
+        let winner = match (left, line.ids) {
+            (Left::Certain(id), _) => Some(id),
+            (Left::Some, _) => first_of(ids, probs),
+            (Left::Every, Some(ids)) => first_of(ids, weights),
+            (Left::Every, None) => race.winner(*level, weights).map(|index| index as u32),
+        };
+        winner.expect("the filters keep tokens with weights above 0")
     }
 
     /// Whether any filter is on.
@@ -162,9 +259,9 @@ impl Sampler {
     }
 
     /// Fills the candidates, runs the filters in the preset's order and writes what is left, up to a factor.
-    fn filter(&self, work: &mut Workspace) {
+    fn filter(&self, scores: Line<'_>, greatest: f32, work: &mut Workspace) {
         let SamplingParams { preset, top_k, top_p, min_p, typical_p, .. } = self.params;
-        self.collect(work);
+        self.collect(scores, greatest, work);
         let candidates = &mut work.candidates;
         let keep_top_k = |candidates: &mut Candidates| {
             if top_k > 0 {
@@ -200,15 +297,13 @@ impl Sampler {
     }
 
     /// Makes candidates of all tokens that the first filter may keep, so that the rest is never sorted.
-    fn collect(&self, work: &mut Workspace) {
+    fn collect(&self, scores: Line<'_>, greatest: f32, work: &mut Workspace) {
         let SamplingParams { preset, top_k, top_p, min_p, .. } = self.params;
-        let Workspace { scores, weights, candidates, probs, .. } = work;
+        let Workspace { level, weights, candidates, ids, probs, .. } = work;
         let n = weights.len();
-        candidates.total = sum(weights);
+        candidates.total = sum(*level, weights);
         let least = if top_k > 0 && top_k < n && (preset == Preset::OpenAi || top_p == 1.0) {
-            probs.clear();
-            probs.extend_from_slice(weights);
-            *probs.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a)).1
+            self.least_of_top_k(*level, weights, probs)
         } else if top_p < 1.0 && (preset == Preset::Rwkv || top_k == 0) {
             // Tokens less probable than (1 - top_p) / n hold less than 1 - top_p together, so the others reach top_p without
             // them. Half of it, to be far from all rounding.
@@ -219,29 +314,30 @@ impl Sampler {
         } else {
             0.0
         };
+        ids.clear();
+        // A weight of 0 is none.
+        at_least(*level, weights, least.max(f32::MIN_POSITIVE), ids);
+        let temperature = self.early_temperature();
         candidates.list.clear();
-        for (id, (&score, &weight)) in scores.iter().zip(weights.iter()).enumerate() {
-            if weight >= least && weight > 0.0 {
-                candidates.list.push(Candidate { id: id as u32, score, weight });
-            }
-        }
+        candidates.list.extend(ids.iter().map(|&index| {
+            let index = index as usize;
+            // The bits that `weigh` took the exponential of.
+            let score = (scores.logits[index] - greatest) / temperature;
+            Candidate { id: scores.id(index), score, weight: weights[index] }
+        }));
     }
-}
 
-/// Sum in f64, in eight lanes and one fixed order.
-fn sum(x: &[f32]) -> f64 {
-    let mut lanes = [0.0_f64; 8];
-    let (chunks, rest) = x.as_chunks::<8>();
-    for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(value);
+    /// A weight that at least `top_k` tokens reach, and not many more: the one of that rank among the greatest of every 16,
+    /// of which there are far fewer, or among all where these are too few.
+    fn least_of_top_k(&self, level: Level, weights: &[f32], ranked: &mut Vec<f32>) -> f32 {
+        let top_k = self.params.top_k;
+        greatest_of_16(level, weights, ranked);
+        if ranked.len() < top_k {
+            ranked.clear();
+            ranked.extend_from_slice(weights);
         }
+        *ranked.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a)).1
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(value);
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
 #[cfg(test)]
@@ -407,7 +503,7 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let noise = Noise::new(1, 0);
-        let logits: Vec<f32> = (0..1000).map(|i| (noise.uniform(i) * 24.0 - 12.0) as f32).collect();
+        let logits: Vec<f32> = (0..1000).map(|i| (noise.uniform(i, 0, Purpose::Draft) * 24.0 - 12.0) as f32).collect();
         let changes =
             [(1.0, 0, 1.0, 1.0), (0.7, 0, 0.9, 1.0), (1.4, 50, 1.0, 0.8), (0.9, 200, 0.95, 0.9), (0.0, 0, 1.0, 1.0)];
         for (preset, (temperature, top_k, top_p, typical_p)) in
@@ -417,13 +513,63 @@ mod tests {
             let sampler = Sampler::new(&params, logits.len(), 0, 0).expect("good values");
             let mut all = Level::available().into_iter().map(|level| {
                 let mut work = Workspace::new(level, logits.len());
-                let dist = sampler.distribution(&logits, &mut work).expect("finite");
+                let dist = sampler.distribution(&logits[..], &mut work).expect("finite");
                 let bits: Vec<u32> = dist.probs.iter().map(|p| p.to_bits()).collect();
-                (dist.ids.to_vec(), bits, Logprobs::new(level, &logits).of(7).to_bits())
+                let ids = dist.ids.to_vec();
+                let drawn = [0, 1, 2, 3].map(|i| sampler.sample(&logits[..], i, &mut work).expect("finite"));
+                (ids, bits, drawn, Logprobs::new(level, &logits).of(7).to_bits())
             });
             let first = all.next().expect("at least the portable level");
             assert!(all.all(|other| other == first), "{params:?}");
         }
+    }
+
+    /// Tokens without a logit are tokens that cannot be: what a small vocabulary gives is what the large one gives when it
+    /// bans all others.
+    #[test]
+    fn a_line_of_some_tokens_is_one_with_all_others_banned() {
+        let all: Vec<f32> = (0..200).map(|i| (i * 37 % 101) as f32 * 0.1).collect();
+        let ids: Vec<u32> = (0..200).filter(|id| id % 3 == 1 || id % 7 == 0).collect();
+        let some: Vec<f32> = ids.iter().map(|&id| all[id as usize]).collect();
+        let line = Line { logits: &some, ids: Some(&ids) };
+        let mut work = Workspace::new(Level::best(), 200);
+        for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.8, 20, 1.0), (1.2, 0, 0.9)] {
+            let penalised = SamplingParams {
+                temperature,
+                top_k,
+                top_p,
+                presence_penalty: 3.0,
+                // The greatest of all, one that the line lacks, and one more.
+                logit_bias: vec![(ids[5], 2.0), (2, 50.0), (ids[9], f32::NEG_INFINITY)],
+                seed: 5,
+                ..OFF
+            };
+            let bans = (0..200).filter(|id| !ids.contains(id)).map(|id| (id, f32::NEG_INFINITY));
+            let logit_bias = penalised.logit_bias.iter().copied().chain(bans).collect();
+            let banned = SamplingParams { logit_bias, ..penalised.clone() };
+            let mut samplers = [&penalised, &banned].map(|p| Sampler::new(p, 200, 0, 0).expect("good values"));
+            for id in [3, 7, 49, 199] {
+                samplers.iter_mut().for_each(|sampler| sampler.observe(id));
+            }
+            let [small, large] = &samplers;
+            let wanted = large.distribution(&all[..], &mut work).expect("finite");
+            let wanted: Vec<(u32, f32)> = wanted.ids.iter().copied().zip(wanted.probs.iter().copied()).collect();
+            let wanted: Vec<_> = wanted.into_iter().filter(|(_, p)| *p > 0.0).collect();
+            for position in 0..20 {
+                let drawn = large.sample(&all[..], position, &mut work).expect("finite");
+                assert_eq!(small.sample(line, position, &mut work).expect("finite"), drawn);
+                let (id, dist) = small.drawn(line, position, &mut work).expect("finite");
+                assert_eq!(id, drawn);
+                for (id, p) in dist.ids.iter().zip(dist.probs) {
+                    let wanted = wanted.iter().find(|(wanted, _)| wanted == id).map_or(0.0, |(_, p)| *p);
+                    assert!((p - wanted).abs() < 1e-6, "token {id}: {p}, wanted {wanted}");
+                }
+                assert!(wanted.iter().all(|(id, _)| dist.ids.contains(id)));
+            }
+        }
+        let greedy = Sampler::new(&SamplingParams { temperature: 0.0, ..OFF }, 200, 0, 0).expect("good values");
+        let error = greedy.sample(Line { logits: &[1.0, f32::NAN], ids: Some(&[4, 9]) }, 0, &mut work);
+        assert!(error.expect_err("refused").to_string().contains("token 9"));
     }
 
     #[test]
@@ -437,7 +583,7 @@ mod tests {
         let mut sampler = Sampler::new(&penalty, 4, 0, 0).expect("good values");
         sampler.observe(2);
         let mut work = Workspace::new(Level::best(), 4);
-        assert_eq!(sampler.sample(&logits, 0, &mut work).expect("finite"), 0);
+        assert_eq!(sampler.sample(&logits[..], 0, &mut work).expect("finite"), 0);
     }
 
     #[test]
@@ -457,13 +603,13 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let sampler = Sampler::new(&SamplingParams { temperature, ..OFF }, 3, 0, 0).expect("good values");
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let error = sampler.distribution(&[0.0, bad, 1.0], &mut work).expect_err("refused").to_string();
+                let error = sampler.distribution(&[0.0, bad, 1.0][..], &mut work).expect_err("refused").to_string();
                 assert!(error.contains("token 1") && error.contains(&bad.to_string()), "{error}");
             }
             let logit_bias = (0..3).map(|id| (id, f32::NEG_INFINITY)).collect();
             let all_banned = SamplingParams { temperature, logit_bias, ..OFF };
             let sampler = Sampler::new(&all_banned, 3, 0, 0).expect("good values");
-            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("refused").to_string();
+            let error = sampler.distribution(&[0.0; 3][..], &mut work).expect_err("refused").to_string();
             assert!(error.contains("no token to draw"), "{error}");
             // A penalty so absurd that infinities meet.
             let absurd = SamplingParams {
@@ -474,7 +620,7 @@ mod tests {
             };
             let mut sampler = Sampler::new(&absurd, 3, 0, 0).expect("good values");
             (0..2).for_each(|_| sampler.observe(0));
-            let error = sampler.distribution(&[0.0; 3], &mut work).expect_err("NaN").to_string();
+            let error = sampler.distribution(&[0.0; 3][..], &mut work).expect_err("NaN").to_string();
             assert!(error.contains("NaN"), "{error}");
         }
     }
@@ -489,7 +635,7 @@ mod tests {
             let mut counts = [0_u32; 6];
             let draws = 20_000;
             for position in 0..draws {
-                counts[sampler.sample(&logits, position, &mut work).expect("finite") as usize] += 1;
+                counts[sampler.sample(&logits[..], position, &mut work).expect("finite") as usize] += 1;
             }
             let expected = distribution(&params, &logits);
             assert_eq!(counts[5], 0, "filtered");

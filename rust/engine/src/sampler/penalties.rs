@@ -4,6 +4,7 @@
 //! (OpenAI, the `rwkv` package). The `rwkv` package further spares spaces and digits; that rule is about its own
 //! vocabulary and is not repeated here.
 
+use super::line::Line;
 use super::params::SamplingParams;
 
 /// What one row has said, as far as penalties care.
@@ -64,10 +65,16 @@ impl Penalties {
         seen.count += 1.0;
     }
 
-    /// Changes the logits of what was said, repetition first.
-    pub(super) fn apply(&self, logits: &mut [f32]) {
+    /// Whether there is nothing to change.
+    pub(super) fn is_empty(&self) -> bool {
+        self.seen.is_empty()
+    }
+
+    /// Changes the logits of what was said, repetition first; `line` tells whose logits they are.
+    pub(super) fn apply(&self, line: Line<'_>, logits: &mut [f32]) {
         for &Seen { id, generated, count } in &self.seen {
-            let Some(logit) = logits.get_mut(id as usize) else { continue };
+            let Some(index) = line.index(id) else { continue };
+            let logit = &mut logits[index];
             if self.repetition != 1.0 {
                 *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
             }
@@ -134,7 +141,7 @@ mod tests {
             prompt.iter().for_each(|&id| penalties.read(id));
             for n in 0..=generated.len() {
                 let (mut fast, mut slow) = (logits.clone(), logits.clone());
-                penalties.apply(&mut fast);
+                penalties.apply(logits.as_slice().into(), &mut fast);
                 naive(&params, &prompt, &generated[..n], &mut slow);
                 assert_eq!(fast, slow, "after {n} tokens, {params:?}");
                 if let Some(&id) = generated.get(n) {
