@@ -102,7 +102,7 @@ pub struct DraftRow<'a> {
     pub sampler: &'a Sampler,
     /// Draw each guess with the noise that the row itself will draw with at that position (or greedily where the row is
     /// greedy), so that equal distributions give equal tokens. Otherwise draw with noise of the drafter's own,
-    /// [`Sampler::draft_uniform`].
+    /// [`Sampler::draft_uniform`] of `position` and the guess's number.
     pub shared_noise: bool,
     /// Fill [`Draft::drawn`].
     pub distributions: bool,
