@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "store a model in another format or number type",
     "quantize": "store a model with 8- or 4-bit weights",
     "train": "train a model on a text file",
+    "train-prophet": "train what guesses ahead for a model, to make it faster",
     "report": "show training runs as one HTML page",
     "lm": "train, list and use language models by name",
     "create-options": "everything that can be set in training, as JSON",

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from spikelet.training.models.rwkv4 import RWKV4
     from spikelet.training.models.spikegpt import SpikeGPT
     from spikelet.training.predicter import Predicter
+    from spikelet.training.prophet.config import ProphetConfig, ProphetTrainerConfig
+    from spikelet.training.prophet.export import export_prophet, load_prophet, load_target
+    from spikelet.training.prophet.learner import ModelWithProphet
+    from spikelet.training.prophet.module import Prophet
+    from spikelet.training.prophet.trainer import JointTrainer, ProphetTrainer
     from spikelet.training.trainer import LanguageModelTrainer, LogFieldnames, Trainer
     from spikelet.training.trainer_config import TrainerConfig
 
@@ -27,9 +32,15 @@ __all__ = [
     "RWKV4",
     "ActivityRecord",
     "DataError",
+    "JointTrainer",
     "LanguageModelTrainer",
     "LogFieldnames",
+    "ModelWithProphet",
     "Predicter",
+    "Prophet",
+    "ProphetConfig",
+    "ProphetTrainer",
+    "ProphetTrainerConfig",
     "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
@@ -38,6 +49,9 @@ __all__ = [
     "TrainerConfig",
     "TrainingError",
     "export_model",
+    "export_prophet",
+    "load_prophet",
+    "load_target",
     "prepare",
     "train_tokenizer",
 ]
@@ -50,6 +64,15 @@ _HOMES = {
     "Predicter": "predicter",
     "LanguageModelTrainer": "trainer",
     "LogFieldnames": "trainer",
+    "JointTrainer": "prophet.trainer",
+    "ModelWithProphet": "prophet.learner",
+    "Prophet": "prophet.module",
+    "ProphetConfig": "prophet.config",
+    "ProphetTrainer": "prophet.trainer",
+    "ProphetTrainerConfig": "prophet.config",
+    "export_prophet": "prophet.export",
+    "load_prophet": "prophet.export",
+    "load_target": "prophet.export",
     "SpikeGPT": "models.spikegpt",
     "SpikeGPTConfig": "config",
     "TokenData": "data",

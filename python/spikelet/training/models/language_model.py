@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         wkv = ops.empty_wkv_state(batch, channels, like)
         return [LayerState(zeros, zeros, wkv, membrane, membrane) for _ in self.blocks]
 
-    def hidden(
+    def residual(
         self,
         ids: Tensor,
         state: State | None = None,
@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
             record: gets each block's activity.
 
         Returns:
-            ``ln_out`` of the residual stream, ``[batch, time, channels]``, and the state after it.
+            The residual stream ``[batch, time, channels]``, and the state after it.
         """
         if state is None:
             state = self.initial_state(ids.shape[0])
@@ -95,6 +95,17 @@ class LanguageModel(nn.Module):
                 record.add(layer, activity)
             if spikes is not None:
                 spikes.extend(activity.spikes.values())
+        return x, after
+
+    def hidden(
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        spikes: list[Tensor] | None = None,
+        record: ActivityRecord | None = None,
+    ) -> tuple[Tensor, State]:
+        """Return ``ln_out`` of what ``residual`` returns: what the head reads."""
+        x, after = self.residual(ids, state, spikes, record)
         return self.ln_out(x), after
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:

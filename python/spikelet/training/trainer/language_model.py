@@ -80,7 +80,7 @@ class LanguageModelTrainer(Trainer):
         "train_loss": ["step", "train_loss"],
         "val_loss": ["step", "val_loss"],
     }
-    _log_fieldnames = LanguageModelLog
+    _log_fieldnames: ClassVar[type] = LanguageModelLog
     _first_logged_step = 1
 
     def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
@@ -150,7 +150,7 @@ class LanguageModelTrainer(Trainer):
                 self.config.num_workers,
             )
             self.optimizer = self._get_optimizer()
-            stepper = Stepper(self.model, self.optimizer, batches, self.config, self.world)
+            stepper = self._make_stepper(batches)
             self._stepper = stepper
             self._check_agreement()
             self._restore_carried_state(stepper)
@@ -178,12 +178,16 @@ class LanguageModelTrainer(Trainer):
         )
         if self.world.is_first:
             wait_for_all(self.world)
-        if data.vocab_size > self.model.config.vocab_size:
+        if data.vocab_size > self._vocab_size:
             raise DataError(
                 f"the tokenizer has {data.vocab_size} tokens, the model's vocab_size is "
-                f"{self.model.config.vocab_size}"
+                f"{self._vocab_size}"
             )
         return data
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.model.config.vocab_size)
 
     def _check_agreement(self) -> None:
         """All processes must have resumed from the same step, which a shared disk brings about."""
@@ -203,6 +207,9 @@ class LanguageModelTrainer(Trainer):
 
     def _get_optimizer(self) -> Any:
         return make_optimizer(self.model, self.config)
+
+    def _make_stepper(self, batches: Batches) -> Stepper:
+        return Stepper(self.model, self.optimizer, batches, self.config, self.world)
 
     def _set_random_state(self) -> None:
         """Seed every generator, each process differently; a resumed run takes its own states."""
@@ -309,11 +316,18 @@ class LanguageModelTrainer(Trainer):
             row.val_loss, row.val_bits_per_byte = found.loss, found.bits_per_byte
             self._draw_sample()
         values = {k: v for k, v in as_dict(row).items() if k in self._log_columns}
-        self.log(values)
+        self.log(values | self._further_columns())
         last = progress.step == self.max_step
         left = (self.run_tokens - progress.tokens) / max(1e-9, row.tokens_per_second)
-        text = progress_text(row, self.max_step, left)
+        text = self._progress_text(row, left)
         self.display.show(text, important=last or row.val_loss is not None)
+
+    def _further_columns(self) -> dict[str, Any]:
+        """Return what a subclass logs besides, at every row."""
+        return {}
+
+    def _progress_text(self, row: LanguageModelLog, seconds_left: float) -> str:
+        return progress_text(row, self.max_step, seconds_left)
 
     def _log_layers(self, rates: dict[str, float]) -> None:
         path = self._saved_as("layers.csv")
