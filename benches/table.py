@@ -17,6 +17,8 @@ from typing import Any
 
 import harness
 
+from spikelet.bench import Report
+
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- begin: written by table.py -->", "<!-- end -->"
 PROGRAMS = {
@@ -29,6 +31,10 @@ PROGRAMS = {
     "contention": "Beside a process that keeps a core busy",
     "density": "How sparse trained models are",
 }
+SPECULATION = "speculation-"
+"""What results of `speculation.py` begin with; the rest is the name of the section."""
+DRAWN = ("speedup", "break-even", "rounds")
+"""Of its charts, those on the page."""
 OPEN = "open"
 SIXTEEN = ("bf16", "f16")
 ALL = ("f32", *SIXTEEN, "q8", "q4")
@@ -269,6 +275,13 @@ def render(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def speculation(file: Path) -> str:
+    """The section of a result of `speculation.py`."""
+    name = file.stem.removeprefix(SPECULATION)
+    charts = "\n".join(f"![{chart}](results/{file.stem}/{chart}.svg)" for chart in DRAWN)
+    return f"### Speculative decoding: {name}\n\n{Report.read(file).table()}\n\n{charts}"
+
+
 def replaced(page: str, text: str) -> str:
     """A page with other text between the marks."""
     before, begin, rest = page.partition(BEGIN)
@@ -285,8 +298,11 @@ def main() -> None:
         for name in PROGRAMS
         if (file := harness.RESULTS / f"{name}.json").exists()
     }
-    README.write_text(replaced(README.read_text(), render(results)))
-    print(f"written: {README.name}, from {', '.join(results) or 'no results'}")
+    files = sorted(harness.RESULTS.glob(f"{SPECULATION}*.json"))
+    text = "\n\n".join([render(results), *map(speculation, files)])
+    README.write_text(replaced(README.read_text(), text))
+    names = [*results, *(file.stem for file in files)]
+    print(f"written: {README.name}, from {', '.join(names) or 'no results'}")
 
 
 if __name__ == "__main__":

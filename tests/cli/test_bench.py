@@ -162,7 +162,15 @@ def test_wrong_words(
     assert runs.calls == []
 
 
-def test_a_true_run(cli: Cli, model_folder: Path) -> None:
+def test_help_has_the_command_s_own_defaults(cli: Cli) -> None:
+    text = " ".join(cli("bench", "--help").out.split())
+    assert "(default: 0,1) --method" in text
+    assert "(default: 128) axes" in text
+
+
+def test_a_true_run(cli: Cli, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {f"{name}_per_second": 1.0 for name in ("read_gb", "fma_gflop", "int8_gop")}
+    monkeypatch.setattr(machines, "given", lambda _threads: given)
     result = cli(
         "bench", model_folder, "--class", "copy,random", "--method", "ngram", "--temperature", "0",
         "-n", "12", "--repetitions", "1", "--threads", "1", "--json",

@@ -267,9 +267,13 @@ def run(
     names = [] if prompts and classes is None else texts.choose_classes(model, classes)
     own = {name: list(given) for name, given in (prompts or {}).items()}
     ids = texts.token_ids(model, names, own, prompts_per_class)
-    variants = [
-        Variant(method, count, verify, forced_acceptance, draft_model)
+    # Base decoding drafts nothing, of whatever length.
+    ways = dict.fromkeys(
+        (method, "auto" if method == "off" else count)
         for method, count in product(methods, num_speculative_tokens)
+    )
+    variants = [
+        Variant(method, count, verify, forced_acceptance, draft_model) for method, count in ways
     ]
     groups = list(product(ids, temperatures, batch_sizes))
     total, done = len(groups) * (repetitions + 1), 0

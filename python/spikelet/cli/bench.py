@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     axes = parser.add_argument_group("axes: values with commas, of which every combination runs")
     for name, kind, metavar, text in (
-        ("temperature", float, "T", "default: 0,1"),
+        ("temperature", float, "T", "0 is greedy (default: 0,1)"),
         ("method", str, "NAME", METHODS),
         ("num-speculative-tokens", count_or_auto, "N", "of a draft, or auto (default: auto)"),
         ("batch-size", int, "N", "texts at once (default: 1)"),

@@ -36,9 +36,14 @@ _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Adds the engine's default to the help of options that the engine knows."""
+    """Adds the engine's default to the help of options that the engine knows.
+
+    A command with a default of its own says so itself.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if "(default: " in (action.help or ""):
+            return action.help
         if action.dest in ("stop", "stop_ids", "seed") or action.default is not None:
             return action.help
         from spikelet import default_options
