@@ -4,7 +4,10 @@
 //! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
 
 mod config;
+mod guess;
 mod ngram;
+mod prophet;
+mod second;
 
 use crate::decode::RowId;
 use crate::error::Result;
@@ -12,6 +15,8 @@ use crate::sampler::Sampler;
 
 pub use config::{Method, SpeculativeConfig, Verify};
 pub use ngram::NGram;
+pub use prophet::ProphetDrafter;
+pub use second::SecondModel;
 
 /// Most tokens of one draft.
 pub const MAX_DRAFT: usize = 16;
@@ -142,7 +147,7 @@ pub trait Drafter: Send {
 #[cfg(test)]
 mod testing {
     use std::path::Path;
-    use std::sync::OnceLock;
+    use std::sync::{Arc, OnceLock};
 
     use super::*;
     use crate::decode::{Decoder, Request};
@@ -154,11 +159,10 @@ mod testing {
     pub fn rows<const N: usize>() -> [RowId; N] {
         static ROWS: OnceLock<Vec<RowId>> = OnceLock::new();
         let all = ROWS.get_or_init(|| {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/spikegpt-tiny");
-            let model = Model::load(&folder, &LoadOptions::default()).expect("a model");
+            let model = golden("spikegpt-tiny");
             let mut config = model.config().clone();
             config.tokenizer_class = Some("bytes".into());
-            let tokenizer = load_tokenizer(&folder, Some(&config)).expect("bytes");
+            let tokenizer = load_tokenizer(&model.path(), Some(&config)).expect("bytes");
             let mut decoder = Decoder::new(model.runner(), tokenizer);
             let request = Request { prompt: vec![1], ..Request::default() };
             (0..8).map(|_| decoder.add(&request).expect("a row")).collect()
@@ -166,7 +170,7 @@ mod testing {
         std::array::from_fn(|i| all[i])
     }
 
-    /// A draft for one greedy row.
+    /// A draft for one row.
     pub fn draft(
         drafter: &mut dyn Drafter,
         row: RowId,
@@ -175,18 +179,38 @@ mod testing {
         more: impl Fn(&Draft) -> bool,
     ) -> Draft {
         let sampler = Sampler::new(&SamplingParams::default(), 1 << 10, 0, 0).expect("good values");
+        draft_by(&sampler, true, drafter, row, history, max_tokens, more)
+    }
+
+    /// The same for a row that draws with `sampler`, with its own noise or not.
+    pub fn draft_by(
+        sampler: &Sampler,
+        shared_noise: bool,
+        drafter: &mut dyn Drafter,
+        row: RowId,
+        history: &[u32],
+        max_tokens: usize,
+        more: impl Fn(&Draft) -> bool,
+    ) -> Draft {
         let mut draft = Draft::default();
+        let position = history.len() as u64;
         let wish = DraftRow {
             row,
             history,
-            position: history.len() as u64,
+            position,
             max_tokens,
-            sampler: &sampler,
-            shared_noise: true,
+            sampler,
+            shared_noise,
             distributions: true,
             draft: &mut draft,
         };
         drafter.propose(&mut [wish], &mut |_, draft| more(draft)).expect("a draft");
         draft
+    }
+
+    /// A golden model.
+    pub fn golden(name: &str) -> Arc<Model> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+        Model::load(&folder, &LoadOptions { threads: Some(1), ..LoadOptions::default() }).expect("a model")
     }
 }
