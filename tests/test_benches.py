@@ -335,6 +335,17 @@ def test_the_page_has_a_place_for_the_tables(bench: Any) -> None:
         table.replaced("no marks", "text")
 
 
+def test_results_of_speculation_have_a_section(bench: Any, tmp_path: Path) -> None:
+    from bench.test_report import make
+
+    file = tmp_path / "speculation-stories.json"
+    file.write_text(json.dumps(make().as_dict()))
+    text = bench("table").speculation(file)
+    assert text.startswith("### Speculative decoding: stories\n")
+    assert "| prose | 0 | prophet |" in text
+    assert "](results/speculation-stories/speedup.svg)" in text
+
+
 def test_all_programs_have_rows_that_the_page_can_show(bench: Any) -> None:
     for name in bench("table").PROGRAMS:
         module = bench(name)
