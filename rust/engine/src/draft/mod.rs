@@ -3,7 +3,9 @@
 //! A drafter only proposes. What it proposes decides how fast text comes, never which text, so nothing here needs to be
 //! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
 
+pub mod chooser;
 mod config;
+pub mod cost;
 mod guess;
 mod ngram;
 mod prophet;
