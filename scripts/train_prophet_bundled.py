@@ -44,7 +44,7 @@ DRAWS = (USUAL, USUAL, (1.0, 1.0), (0.7, 1.0), USUAL, (1.0, 1.0), USUAL, (0.0, 1
 CHAINS = (Chain(*USUAL), Chain(0.0), Chain(1.0))
 TRAIN_SEED, VALID_SEED = 1, 5
 OWN_TOKENS, VALID_TOKENS = 1_500_000, 12_000
-FIRST_TOKENS, ALL_TOKENS = 1_024_000, 4_096_000
+FIRST_TOKENS, ALL_TOKENS = 1_024_000, 3_072_000
 
 
 def own_stream(work: Path, name: str, data: TokenData, threads: int) -> np.ndarray:
@@ -77,8 +77,8 @@ def train(work: Path, data: TokenData, target: LanguageModel) -> ProphetTrainer:
         "learning_rate": 3e-3,
         "lr_final": 3e-5,
         "warmup_tokens": 100_000,
-        "eval_step_interval": 250,
-        "eval_iters": 4,
+        "eval_step_interval": 500,
+        "eval_iters": 2,
         "save_seconds": 120.0,
         "seed": 1,
     }
