@@ -73,7 +73,9 @@ def options(words=None):
     add("--prophet-dim", 512, "channels of the prophet, or of the small model")
     add("--prophet-depth", 2, "their blocks")
     add("--max-bytes", int(95e6), "bytes that are read of the data")
-    add("--train-bytes", int(90e6), "of these, what is trained on; in proportion if there are fewer")
+    add(
+        "--train-bytes", int(90e6), "of these, what is trained on; in proportion if there are fewer"
+    )
     add("--seed", 1, "of weights and data")
     parser.add_argument("--data", type=Path, default=Path(__file__), help="a file, perhaps .gz")
     parser.add_argument("--out", type=Path, help="model folder to write")
@@ -235,7 +237,7 @@ def write_folder(net, args, prompt):
     done = {}
     for way, how in (("base", "off"), ("spec", speculative)):
         done[way] = model.generate(prompt[0].tolist(), speculative=how, **sampling).run()
-        rate = done[way].stats.tokens_per_second
+        rate = done[way].stats.decode_tokens_per_second
         print(f"{way} decoding by the engine: {rate:.0f} tokens per second")
     print("the same text" if done["base"].ids == done["spec"].ids else "ANOTHER TEXT")
 

@@ -80,3 +80,22 @@ def test_p06_a_model_of_ones_own(tmp_path: Path) -> None:
     assert log[0] == "step,train_loss,val_loss"
     assert sum(line.endswith(",") for line in log) >= 50  # rows of training
     assert sum(",," in line for line in log) == 5  # rows of validation
+
+
+@pytest.mark.parametrize("draft", ["prophet", "model"])
+def test_r12_r17_a_pair_trains_and_writes_both_ways(tmp_path: Path, draft: str) -> None:
+    small = "--dim 16 --depth 1 --prophet-dim 8 --prophet-depth 1 --batch-size 2 --gamma 3"
+    short = "--num-batches 3 --seq-len 32 --generate-every 2 --prime-length 16"
+    words = f"{small} {short} --generate-length 40 --draft {draft} --out pair".split()
+    done = run("train_prophet.py", tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^training loss: \d\.\d{3}$", done.stdout, re.MULTILINE)) == 3
+    assert done.stdout.count("*" * 100) == 2
+    for way in ("base", "spec"):
+        assert done.stdout.count(f"\n{way} decoding:\n") == 2
+        assert len(re.findall(rf"{way} decoding in: \d+\.\d{{3}}ms", done.stdout)) == 2
+    accepted = re.findall(r"average num accepted: (\d\.\d) / 3", done.stdout)
+    assert len(accepted) == 2
+    assert all(0 <= float(mean) <= 3 for mean in accepted)
+    assert done.stdout.endswith("the same text\n")
+    assert (tmp_path / "pair" / "prophet" / "config.json").exists() == (draft == "prophet")

@@ -169,7 +169,7 @@ class _Reader:
 
         def keep(counts: Tensor) -> None:
             state = _copy(self.state)
-            for count in counts.unique().tolist():
+            for count in set(counts.tolist()):
                 chosen = (counts == count).nonzero()[:, 0]
                 if count == ids.shape[1]:
                     values = _rows(after, chosen)
@@ -241,9 +241,9 @@ class _SmallModel:
         self._states.append(self.reader.state)
         return _Draft(torch.stack(tokens, 1), torch.stack(drawn, 1))
 
-    def observe(self, residual: Tensor, tokens: Tensor, counts: Tensor) -> None:  # noqa: ARG002
+    def observe(self, residual: Tensor, tokens: Tensor, counts: Tensor) -> None:
         state = _copy(self._states[-1])
-        for count in counts.unique().tolist():
+        for count in set(counts.tolist()):
             chosen = (counts == count).nonzero()[:, 0]
             _put(state, chosen, _rows(self._states[count - 1], chosen))
         self.reader.state = state
@@ -268,7 +268,7 @@ class _ProphetDrafter:
         token = self.prophet.from_embedding(self.net.embed(following))
         return self.prophet.from_hidden(hidden) + token
 
-    def draft(self, last: Tensor, count: int, temperature: float, thres: float) -> _Draft:  # noqa: ARG002
+    def draft(self, last: Tensor, count: int, temperature: float, thres: float) -> _Draft:
         prophet, ids = self.prophet, self.prophet.draft_ids.long()
         known = min(len(pairs) for pairs in self.pairs)
         x, state = prophet.run(
