@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 use spikelet::backend::{LogitsWanted, PassRow, Runner};
 use spikelet::config::format_name;
+use spikelet::draft::Source;
 use spikelet::error::Result;
 
 use crate::args::{Bias, Ids, Int, Prompt, Prompts, Seeds, Strings};
@@ -310,6 +311,36 @@ impl Model {
         let outcomes = batch::run(py, &self.shared, &requests, size)?;
         let finished = outcomes.into_iter().zip(&requests);
         Ok(finished.map(|(outcome, request)| Completion { outcome, seed: request.sampling.seed }).collect())
+    }
+
+    /// What speculative decoding costs on this machine, in seconds: measured when first needed, and remembered in the user's cache.
+    ///
+    /// Returns:
+    ///     `"pass"`: by number of tokens, a pass with logits after each; `"line"`: drawing a token; `"draft"`: by source, the
+    ///     `"first"` guess and each `"next"` one, for a single row.
+    ///
+    /// Raises:
+    ///     FormatError: the folder holds a prophet or table that cannot be used.
+    fn costs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let table = engine(py, || self.shared.companions.costs())?;
+        let passes = PyDict::new(py);
+        for &(tokens, seconds) in table.passes() {
+            passes.set_item(tokens, seconds)?;
+        }
+        let drafts = PyDict::new(py);
+        for source in Source::ALL {
+            if let Some(cost) = table.draft(source) {
+                let steps = PyDict::new(py);
+                steps.set_item("first", cost.first.at(1.0))?;
+                steps.set_item("next", cost.next.at(1.0))?;
+                drafts.set_item(source.name(), steps)?;
+            }
+        }
+        let costs = PyDict::new(py);
+        costs.set_item("pass", passes)?;
+        costs.set_item("line", table.predict_lines(1.0))?;
+        costs.set_item("draft", drafts)?;
+        Ok(costs)
     }
 
     /// A conversation: it remembers what it has read and generated, and never reads it again.

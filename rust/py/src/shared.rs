@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use spikelet::backend::CpuRunner;
 use spikelet::decode::{Decoder, Events, Request};
+use spikelet::draft::Companions;
 use spikelet::error::{Error, Result};
 use spikelet::generation_config::GenerationConfig;
 use spikelet::tokenizer::{Tokenizer, load_tokenizer};
@@ -21,6 +22,7 @@ pub struct Shared {
     /// Or why there is none.
     tokenizer: std::result::Result<Arc<dyn Tokenizer>, String>,
     pub settings: GenerationConfig,
+    pub companions: Arc<Companions>,
     idle: Mutex<Vec<Decoder<CpuRunner>>>,
 }
 
@@ -33,7 +35,8 @@ impl Shared {
             Err(error) => return Err(error),
         };
         let settings = model.checkpoint().generation_config()?.unwrap_or_default();
-        Ok(Self { model, tokenizer, settings, idle: Mutex::default() })
+        let companions = Arc::new(Companions::new(Arc::clone(&model)));
+        Ok(Self { model, tokenizer, settings, companions, idle: Mutex::default() })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -71,7 +74,7 @@ impl Shared {
             return Ok(decoder);
         }
         let tokenizer = self.tokenizer.clone().unwrap_or_else(|_| Arc::new(IdsOnly(self.vocab_size())));
-        Ok(Decoder::new(self.model.runner(), tokenizer))
+        Ok(Decoder::with_companions(self.model.runner(), tokenizer, Arc::clone(&self.companions)))
     }
 
     /// Takes a decoder back for the next user, unless it still has rows.

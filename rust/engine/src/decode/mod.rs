@@ -57,7 +57,7 @@ use std::time::Instant;
 use spikelet_simd::Level;
 
 use crate::backend::{PassRow, Runner};
-use crate::draft::Drafter;
+use crate::draft::{Companions, Drafter};
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Workspace};
 use crate::tokenizer::Tokenizer;
@@ -75,6 +75,13 @@ use verification::verify;
 /// Names a row of a decoder. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId(u64);
+
+impl RowId {
+    /// Stands for a row when drafters are timed by themselves.
+    pub(crate) fn for_measuring(number: usize) -> Self {
+        Self(number as u64)
+    }
+}
 
 impl fmt::Display for RowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,7 +109,7 @@ pub struct Decoder<R: Runner> {
 }
 
 impl<R: Runner> Decoder<R> {
-    /// A decoder without rows.
+    /// A decoder without rows. What speculation needs beside the model comes with [`with_companions`](Self::with_companions).
     pub fn new(runner: R, tokenizer: Arc<dyn Tokenizer>) -> Self {
         // A wrong SPIKELET_ISA was refused when the model was loaded.
         let level = Level::detect().unwrap_or_else(|_| Level::best());
@@ -120,6 +127,11 @@ impl<R: Runner> Decoder<R> {
             drafting: Drafting::default(),
             pass: Vec::new(),
         }
+    }
+
+    /// The same, where rows may speculate with what the model brings along, as far as it pays.
+    pub fn with_companions(runner: R, tokenizer: Arc<dyn Tokenizer>, companions: Arc<Companions>) -> Self {
+        Self { drafting: Drafting::new(Some(companions)), ..Self::new(runner, tokenizer) }
     }
 
     /// Lets a row join: it takes part from the next step on.

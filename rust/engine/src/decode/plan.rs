@@ -12,7 +12,7 @@ pub(super) struct Demand {
 /// Most tokens of prompts in a pass that also serves decoding rows, so that a long prompt of one row does not make all
 /// others wait: on a CPU a pass of some dozens of tokens takes a few times as long as one of a single token, a full pass many
 /// times. The results are the same in every bit.
-const PROMPT_TOKENS_WHILE_DECODING: usize = 64;
+pub(super) const PROMPT_TOKENS_WHILE_DECODING: usize = 64;
 
 /// Shares `budget` tokens out: `shares[i]` of them to row `i`.
 ///

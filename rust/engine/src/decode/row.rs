@@ -35,8 +35,11 @@ pub(super) struct Row {
     tokens: Vec<u32>,
     read: usize,
     pub(super) sampler: Sampler,
-    /// Guesses that the coming pass verifies.
+    /// Guesses, of which the coming pass verifies the first `used`.
     pub(super) draft: Draft,
+    pub(super) used: usize,
+    /// Tokens drawn from the last pass.
+    drawn: usize,
     pub(super) speculation: Speculation,
     /// Tokens that are drawn and not yet let out.
     ready: VecDeque<Ready>,
@@ -93,6 +96,8 @@ impl Row {
             read: 0,
             sampler,
             draft: Draft::default(),
+            used: 0,
+            drawn: 0,
             speculation,
             ready: VecDeque::with_capacity(MAX_DRAFT + 1),
             failure: None,
@@ -121,7 +126,7 @@ impl Row {
         // A row that shall generate nothing leaves its last token unread: its logits are of no use, and who goes on from
         // here needs a token to read.
         let kept = usize::from(self.max_new_tokens == 0);
-        Demand { tokens: self.tokens.len() - self.read - kept + self.draft.tokens.len(), decoding }
+        Demand { tokens: self.tokens.len() - self.read - kept + self.used, decoding }
     }
 
     /// Most guesses that could be of use in the coming pass.
@@ -146,24 +151,35 @@ impl Row {
         }
     }
 
+    /// Forgets the guesses.
+    pub(super) fn clear_draft(&mut self) {
+        self.draft.clear();
+        self.used = 0;
+    }
+
+    /// Has the pass verify all guesses.
+    pub(super) fn use_whole_draft(&mut self) {
+        self.used = self.draft.tokens.len();
+    }
+
     /// Puts the guesses behind the tokens to read and takes slots for the states after them.
     pub(super) fn append_draft(&mut self, runner: &mut impl Runner) {
         self.slots.swap(0, self.base);
         self.base = 0;
-        self.tokens.extend_from_slice(&self.draft.tokens);
-        while self.slots.len() <= self.draft.tokens.len() {
+        self.tokens.extend_from_slice(&self.draft.tokens[..self.used]);
+        while self.slots.len() <= self.used {
             self.slots.push(runner.alloc_slot());
         }
     }
 
     /// Takes the guesses away again.
     pub(super) fn remove_draft(&mut self) {
-        self.tokens.truncate(self.tokens.len() - self.draft.tokens.len());
+        self.tokens.truncate(self.tokens.len() - self.used);
     }
 
     /// Its part of a pass: the next `n` tokens, of which the last ones are the guesses.
     pub(super) fn pass(&self, n: usize) -> PassRow<'_> {
-        let guesses = self.draft.tokens.len();
+        let guesses = self.used;
         let logits = match self.completes(n) {
             true if guesses > 0 => LogitsWanted::All,
             true => LogitsWanted::Last,
@@ -180,10 +196,10 @@ impl Row {
 
     /// Takes note that a pass has read `n` tokens. Returns the lines of logits that came of it.
     pub(super) fn advance(&mut self, n: usize) -> usize {
-        let guesses = self.draft.tokens.len();
-        let lines = if self.completes(n) { guesses + 1 } else { 0 };
+        let lines = if self.completes(n) { self.used + 1 } else { 0 };
         self.remove_draft();
-        let n = n - guesses;
+        let n = n - self.used;
+        self.drawn = 0;
         self.read += n;
         self.position += n as u64;
         self.begun = false;
@@ -208,8 +224,19 @@ impl Row {
         let start = self.top.len();
         logprobs.top(self.sampler.params().logprobs, &mut self.top);
         self.sampler.observe(id);
+        self.drawn += 1;
         self.ready.push_back(Ready { id, logprob, top: start..self.top.len(), drafted });
         Ok(())
+    }
+
+    /// How many tokens were drawn from the last pass.
+    pub(super) fn num_drawn(&self) -> usize {
+        self.drawn
+    }
+
+    /// The last of them, as long as it is not out.
+    pub(super) fn last_drawn(&self) -> Option<u32> {
+        self.ready.back().map(|ready| ready.id)
     }
 
     /// Whether a token ends the text by itself.

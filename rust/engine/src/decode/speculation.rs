@@ -1,25 +1,35 @@
 //! Drafting for the rows of a decoder: which drafters there are, who asks which, and what came of it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::RowId;
-use super::plan::Demand;
+use super::plan::{Demand, PROMPT_TOKENS_WHILE_DECODING};
 use super::row::Row;
 use crate::backend::Runner;
-use crate::draft::{DraftRow, Drafter, MAX_DRAFT, Method, NGram, SpeculativeConfig, Verify};
+use crate::draft::chooser::{Chooser, Cut, RowRecord};
+use crate::draft::{
+    Companions, Draft, DraftRow, Drafter, MAX_DRAFT, Method, NGram, ProphetDrafter, SecondModel, Source,
+    SpeculativeConfig, Verify,
+};
 use crate::error::{Error, Result};
+use crate::model::Model;
 
 /// What speculation means for one row.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Speculation {
     /// The drafters it may ask, by index, best first.
     drafters: Vec<usize>,
+    /// Guesses per draft; `None`: as many as pay.
     num_tokens: Option<usize>,
     pub(super) verify: Verify,
+    pub(super) forced_acceptance: Option<f64>,
+    /// How well its own drafts did.
+    record: RowRecord,
 }
 
 /// What tells one drafter of a decoder from the others.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 enum Kind {
     /// The caller's own.
     Own,
@@ -27,123 +37,351 @@ enum Kind {
         min: usize,
         max: usize,
     },
+    Prophet,
+    Model(Arc<Model>),
 }
 
-/// The drafters of a decoder, each made when first asked for.
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::NGram { min, max }, Self::NGram { min: a, max: b }) => (min, max) == (a, b),
+            (Self::Model(this), Self::Model(other)) => Arc::ptr_eq(this, other),
+            (this, other) => std::mem::discriminant(this) == std::mem::discriminant(other),
+        }
+    }
+}
+
+struct Seat {
+    kind: Kind,
+    drafter: Box<dyn Drafter>,
+    /// Time of the current round's drafts.
+    seconds: f64,
+}
+
+impl Seat {
+    /// Whether its guesses are looked up rather than computed.
+    fn is_free(&self) -> bool {
+        matches!(self.drafter.source(), Source::NGram | Source::Table)
+    }
+}
+
+/// The drafters of a decoder, each made when first asked for, and who chooses between them.
 #[derive(Default)]
 pub(super) struct Drafting {
-    drafters: Vec<(Kind, Box<dyn Drafter>)>,
+    companions: Option<Arc<Companions>>,
+    seats: Vec<Seat>,
+    /// Made when a row that leaves the choice open has the first chance of a draft.
+    chooser: Option<Chooser>,
     /// Tokens that a drafter is told of.
     read: Vec<u32>,
 }
 
 impl Drafting {
+    pub(super) fn new(companions: Option<Arc<Companions>>) -> Self {
+        Self { companions, ..Self::default() }
+    }
+
     /// Finds or makes the drafters of a request.
     ///
     /// # Errors
-    /// [`Error::Option`](crate::Error::Option) for settings that make no sense, or that need what the model does not have.
-    pub(super) fn admit(&mut self, config: &SpeculativeConfig, _runner: &impl Runner) -> Result<Speculation> {
+    /// [`Error::Option`] for settings that make no sense, or that need what the model does not have; those of reading it.
+    pub(super) fn admit(&mut self, config: &SpeculativeConfig, runner: &impl Runner) -> Result<Speculation> {
         config.validate()?;
         let mut drafters = Vec::new();
-        match config.method {
-            Method::Off | Method::Auto => {}
-            Method::Own => drafters.push(self.own()?),
-            _ => {
-                let (min, max) = (config.lookup_min, config.lookup_max);
-                drafters.push(self.find(Kind::NGram { min, max }, || NGram::new(min, max))?);
+        let method = config.method;
+        let asked = |methods: &[Method]| methods.contains(&method);
+        if asked(&[Method::NGram, Method::ProphetNGram, Method::Auto]) {
+            let (min, max) = (config.lookup_min, config.lookup_max);
+            drafters.push(self.find(Kind::NGram { min, max }, || NGram::new(min, max))?);
+        }
+        if asked(&[Method::Prophet, Method::ProphetNGram, Method::Auto]) {
+            match self.companions.as_ref().map_or(Ok(None), |companions| companions.prophet())? {
+                Some(prophet) => drafters.push(self.find(Kind::Prophet, || Ok(ProphetDrafter::new(prophet)))?),
+                None if method == Method::Auto => {}
+                None => {
+                    return Err(missing(method, "a prophet in the model's folder: spikelet train-prophet makes one"));
+                }
             }
         }
-        Ok(Speculation { drafters, num_tokens: config.num_tokens, verify: config.verify })
+        if let (Method::DraftModel, Some(model)) = (method, &config.draft_model) {
+            let make = || SecondModel::new(Arc::clone(model), runner.config());
+            drafters.push(self.find(Kind::Model(Arc::clone(model)), make)?);
+        }
+        if method == Method::Own {
+            let own = self.seats.iter().position(|seat| seat.kind == Kind::Own);
+            drafters.push(own.ok_or_else(|| missing(method, "a drafter, given to the decoder"))?);
+        }
+        Ok(Speculation {
+            drafters,
+            num_tokens: config.num_tokens,
+            verify: config.verify,
+            forced_acceptance: config.forced_acceptance,
+            record: RowRecord::default(),
+        })
     }
 
     /// Puts the caller's own drafter in the place of the one before.
     pub(super) fn set_own(&mut self, drafter: Box<dyn Drafter>) {
-        match self.drafters.iter_mut().find(|(kind, _)| *kind == Kind::Own) {
-            Some((_, place)) => *place = drafter,
-            None => self.drafters.push((Kind::Own, drafter)),
+        match self.seats.iter_mut().find(|seat| seat.kind == Kind::Own) {
+            Some(seat) => seat.drafter = drafter,
+            None => self.seats.push(Seat { kind: Kind::Own, drafter, seconds: 0.0 }),
         }
-    }
-
-    fn own(&self) -> Result<usize> {
-        self.drafters.iter().position(|(kind, _)| *kind == Kind::Own).ok_or_else(|| Error::Option {
-            name: "method".into(),
-            value: "own".into(),
-            needed: "a drafter, given to the decoder".into(),
-        })
     }
 
     /// The drafter of a kind, made if there is none.
     fn find<D: Drafter + 'static>(&mut self, kind: Kind, make: impl FnOnce() -> Result<D>) -> Result<usize> {
-        if let Some(index) = self.drafters.iter().position(|(other, _)| *other == kind) {
+        if let Some(index) = self.seats.iter().position(|seat| seat.kind == kind) {
             return Ok(index);
         }
-        self.drafters.push((kind, Box::new(make()?)));
-        Ok(self.drafters.len() - 1)
+        self.seats.push(Seat { kind, drafter: Box::new(make()?), seconds: 0.0 });
+        Ok(self.seats.len() - 1)
     }
 
-    /// Lets the rows that speculate have their drafts.
+    /// Lets the rows that speculate have their drafts. A pass holds `most_tokens`.
     ///
     /// # Errors
     /// Of a drafter. No row has a draft then.
     pub(super) fn propose(&mut self, rows: &mut [Row], most_tokens: usize) -> Result<()> {
-        rows.iter_mut().for_each(|row| row.draft.clear());
-        if self.drafters.is_empty() {
+        rows.iter_mut().for_each(Row::clear_draft);
+        self.seats.iter_mut().for_each(|seat| seat.seconds = 0.0);
+        if !rows.iter().any(|row| !row.speculation.drafters.is_empty() && row.most_guesses() > 0) {
             return Ok(());
         }
-        // Every row reads one token at least, so guesses share what is left of a pass.
-        let most = most_tokens.saturating_sub(rows.len()) / rows.len().max(1);
-        for (index, (_, drafter)) in self.drafters.iter_mut().enumerate() {
-            let mut asks: Vec<DraftRow<'_>> = rows
-                .iter_mut()
-                .filter(|row| row.draft.tokens.is_empty() && row.speculation.drafters.contains(&index))
-                .filter_map(|row| {
-                    let wanted = row.speculation.num_tokens.unwrap_or(MAX_DRAFT);
-                    let n = row.most_guesses().min(wanted).min(most);
-                    (n > 0).then(|| row.ask(n))
-                })
-                .collect();
-            if asks.is_empty() {
-                continue;
-            }
-            let proposed = drafter.propose(&mut asks, &mut |_, _| true);
-            drop(asks);
-            if let Err(error) = proposed {
-                rows.iter_mut().for_each(|row| row.draft.clear());
-                return Err(error);
-            }
+        let proposed = self.propose_all(rows, most_tokens);
+        if proposed.is_err() {
+            rows.iter_mut().for_each(Row::clear_draft);
         }
-        Ok(())
+        proposed
+    }
+
+    fn propose_all(&mut self, rows: &mut [Row], most_tokens: usize) -> Result<()> {
+        // Every row reads one token at least, so guesses share what is left of a pass.
+        let most = most_tokens.saturating_sub(rows.len()) / rows.len();
+        let Self { companions, seats, chooser, .. } = self;
+        for (index, seat) in seats.iter_mut().enumerate().filter(|(_, seat)| seat.is_free()) {
+            ask(seat, rows, |_, row| row.wants(index, most), &mut |_, _| true)?;
+        }
+        // Measuring takes a moment, so it waits until there is something to choose.
+        if let Some(companions) = companions
+            && chooser.is_none()
+            && rows.iter().any(|row| row.is_open() && row.has_chance(seats))
+        {
+            *chooser = Some(Chooser::new(companions.costs()?));
+        }
+        // Rows with drafts of a given length, and all where nothing is known of costs.
+        let choosing = chooser.is_some();
+        for (index, seat) in seats.iter_mut().enumerate().filter(|(_, seat)| !seat.is_free()) {
+            let wants = |_, row: &Row| if choosing && row.is_open() { 0 } else { row.wants(index, most) };
+            ask(seat, rows, wants, &mut |_, _| true)?;
+        }
+        let Some(chooser) = chooser else {
+            rows.iter_mut().for_each(Row::use_whole_draft);
+            return Ok(());
+        };
+        rows.iter_mut().filter(|row| !row.is_open()).for_each(Row::use_whole_draft);
+        let open: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].is_open() && rows[i].has_chance(seats)).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let (decoding, prompts): (Vec<Demand>, Vec<Demand>) = rows.iter().map(Row::demand).partition(|d| d.decoding);
+        let tokens = |demands: &[Demand]| demands.iter().map(|demand| demand.tokens).sum::<usize>();
+        let other = tokens(&decoding) - open.len() + tokens(&prompts).min(PROMPT_TOKENS_WHILE_DECODING);
+        Open { chooser, rows: open, other, room: most_tokens }.choose(seats, rows)
     }
 
     /// Tells of what became of a row's part of a pass: `accepted` of its guesses stay; `hidden` are the residual streams at
     /// the tokens that led to logits and stay.
     pub(super) fn observe(&mut self, row: &mut Row, accepted: usize, hidden: &[f32]) {
-        if let Some(source) = row.draft.source {
-            row.stats.speculation.note(source, row.draft.tokens.len(), accepted);
+        if let (Some(source), 1..) = (row.draft.source, row.used) {
+            row.stats.speculation.note(source, row.used, accepted);
+        }
+        if let (Some(source), Some(chooser)) = (row.draft.source, &mut self.chooser) {
+            // A guess that was cut off is put to the test, too, if all before it came true.
+            let beyond = row.draft.tokens.get(row.used).filter(|_| accepted == row.used);
+            let came_true = beyond.is_some() && beyond.copied() == row.last_drawn();
+            let judged = (accepted + 1).min(row.used + usize::from(beyond.is_some()));
+            let accepted = accepted + usize::from(came_true);
+            chooser.observe(source, &mut row.speculation.record, &row.draft.confidence, judged, accepted);
         }
         self.read.clear();
         self.read.extend_from_slice(row.last_read(1));
         self.read.extend_from_slice(&row.draft.tokens[..accepted]);
         for &index in &row.speculation.drafters {
-            let drafter = &mut self.drafters[index].1;
+            let drafter = &mut self.seats[index].drafter;
             drafter.observe(row.id, &self.read, if drafter.wants_hidden() { hidden } else { &[] });
         }
     }
 
-    /// Books the times of a step on the rows that were decoding: of drafting, of the pass, of drawing.
-    pub(super) fn book(&self, rows: &mut [Row], demands: &[Demand], shares: &[usize], times: [Duration; 3]) {
+    /// Books the times of a step, of drafting, of the pass and of drawing, on the rows that were decoding.
+    pub(super) fn book(&mut self, rows: &mut [Row], demands: &[Demand], shares: &[usize], times: [Duration; 3]) {
         let [draft, verify, accept] = times.map(|time| time.as_secs_f64());
-        let rows = rows.iter_mut().zip(demands).zip(shares);
-        for ((row, _), _) in rows.filter(|((_, demand), share)| demand.decoding && **share > 0) {
-            let stats = &mut row.stats.speculation;
-            stats.draft_seconds += draft;
-            stats.verify_seconds += verify;
-            stats.accept_seconds += accept;
+        let decoding = |(demand, share): (&Demand, &usize)| demand.decoding && *share > 0;
+        let num_decoding = demands.iter().zip(shares).filter(|&pair| decoding(pair)).count();
+        if num_decoding == 0 {
+            return;
+        }
+        let tokens: usize = shares.iter().sum();
+        let lines: usize = rows.iter().map(Row::num_drawn).sum();
+        let drafted = rows.iter().any(|row| row.used > 0);
+        let mut predicted = None;
+        if let Some(chooser) = &mut self.chooser {
+            let lengths = |source| {
+                let of_source = move |row: &&Row| row.draft.source == Some(source);
+                rows.iter().filter(of_source).map(|row| row.draft.tokens.len())
+            };
+            let costs = chooser.costs_mut();
+            let table = costs.table();
+            let sources = self.seats.iter().filter(|seat| seat.seconds > 0.0).map(|seat| seat.drafter.source());
+            let drafts: f64 = sources.map(|source| table.predict_draft(source, lengths(source))).sum();
+            let round = drafts + table.predict_pass(tokens as f64) + table.predict_lines(lines as f64);
+            let base = table.predict_pass(num_decoding as f64) + table.predict_lines(num_decoding as f64);
+            predicted = Some((round, base));
+            // A pass that also reads prompts has fewer lines of logits than tokens, and says nothing of those that have as many.
+            if demands.iter().zip(shares).all(|pair| *pair.1 == 0 || decoding(pair)) {
+                for seat in self.seats.iter().filter(|seat| seat.seconds > 0.0) {
+                    costs.note_draft(seat.drafter.source(), lengths(seat.drafter.source()), seat.seconds);
+                }
+                costs.note_pass(tokens, verify);
+                costs.note_lines(lines, accept);
+                costs.note_round(drafted, draft + verify + accept);
+            }
+        }
+        for ((row, demand), share) in rows.iter_mut().zip(demands).zip(shares) {
+            if decoding((demand, share)) {
+                let drawn = row.num_drawn() as f64;
+                let stats = &mut row.stats.speculation;
+                stats.draft_seconds += draft;
+                stats.verify_seconds += verify;
+                stats.accept_seconds += accept;
+                if let Some((round, base)) = predicted {
+                    stats.predicted_seconds += round;
+                    stats.predicted_base_seconds += base * drawn;
+                }
+            }
         }
     }
 
     /// A row has left.
     pub(super) fn forget(&mut self, row: RowId) {
-        self.drafters.iter_mut().for_each(|(_, drafter)| drafter.forget(row));
+        self.seats.iter_mut().for_each(|seat| seat.drafter.forget(row));
     }
+}
+
+impl Row {
+    /// Whether the length of its drafts is left open.
+    fn is_open(&self) -> bool {
+        self.speculation.num_tokens.is_none()
+    }
+
+    /// Guesses that it wants of a drafter, if it has none yet.
+    fn wants(&self, drafter: usize, most: usize) -> usize {
+        if !self.draft.tokens.is_empty() || !self.speculation.drafters.contains(&drafter) {
+            return 0;
+        }
+        self.most_guesses().min(self.speculation.num_tokens.unwrap_or(MAX_DRAFT)).min(most)
+    }
+
+    /// Whether it has a draft, or may ask one who computes drafts.
+    fn has_chance(&self, seats: &[Seat]) -> bool {
+        let computes = self.speculation.drafters.iter().any(|&index| !seats[index].is_free());
+        !self.draft.tokens.is_empty() || computes && self.most_guesses() > 0
+    }
+}
+
+/// Asks a drafter for as many guesses per row as `wanted` says.
+fn ask(
+    seat: &mut Seat,
+    rows: &mut [Row],
+    wanted: impl Fn(usize, &Row) -> usize,
+    more: &mut dyn FnMut(usize, &Draft) -> bool,
+) -> Result<()> {
+    let mut indices = Vec::new();
+    let mut asks: Vec<DraftRow<'_>> = Vec::new();
+    for (i, row) in rows.iter_mut().enumerate() {
+        let n = wanted(i, row);
+        if n > 0 {
+            indices.push(i);
+            asks.push(row.ask(n));
+        }
+    }
+    if asks.is_empty() {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let source = seat.drafter.source();
+    seat.drafter.propose(&mut asks, &mut |ask, draft| more(indices[ask], draft))?;
+    for ask in asks {
+        let drafted = !ask.draft.tokens.is_empty();
+        ask.draft.source = drafted.then_some(source);
+    }
+    seat.seconds += started.elapsed().as_secs_f64();
+    Ok(())
+}
+
+/// Rows that leave it open how much is drafted, and from what.
+struct Open<'a> {
+    chooser: &'a mut Chooser,
+    /// Their indices, ascending.
+    rows: Vec<usize>,
+    /// Tokens that others have in the pass, and that it holds at most.
+    other: usize,
+    room: usize,
+}
+
+impl Open<'_> {
+    /// Has the chooser decide for them.
+    fn choose(&mut self, seats: &mut [Seat], rows: &mut [Row]) -> Result<()> {
+        self.offer(seats, rows, false);
+        let choices = self.chooser.plan().to_vec();
+        for (&i, choice) in self.rows.iter().zip(&choices) {
+            let row = &mut rows[i];
+            if row.draft.source == choice.source {
+                row.used = choice.length.min(row.draft.tokens.len());
+            } else if choice.source.is_some() {
+                row.clear_draft();
+            }
+        }
+        let mut computed = false;
+        for (index, seat) in seats.iter_mut().enumerate().filter(|(_, seat)| !seat.is_free()) {
+            let source = Some(seat.drafter.source());
+            let wanted = |i: usize, row: &Row| match self.rows.binary_search(&i) {
+                Ok(k) if choices[k].source == source && row.speculation.drafters.contains(&index) => choices[k].length,
+                _ => 0,
+            };
+            let chooser = &*self.chooser;
+            let place = |i: usize| self.rows.binary_search(&i).expect("only these rows were asked for");
+            ask(seat, rows, wanted, &mut |i, draft| chooser.more(place(i), &draft.confidence))?;
+            computed |= seat.seconds > 0.0;
+        }
+        if computed {
+            self.offer(seats, rows, true);
+            for (&i, choice) in self.rows.iter().zip(self.chooser.settle()) {
+                rows[i].used = choice.length.min(rows[i].draft.tokens.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the chooser what there is. `made`: drafts are made, and no others can be had.
+    fn offer(&mut self, seats: &[Seat], rows: &[Row], made: bool) {
+        self.chooser.begin(self.other, self.room);
+        for row in self.rows.iter().map(|&i| &rows[i]) {
+            self.chooser.row(row.most_guesses(), None);
+            let record = &row.speculation.record;
+            if let Some(source) = row.draft.source {
+                let free = matches!(source, Source::NGram | Source::Table);
+                let cut = if free || row.speculation.verify == Verify::Coupled { Cut::Anywhere } else { Cut::Last };
+                self.chooser.offer_ready(source, record, &row.draft.confidence, cut);
+            }
+            for seat in
+                row.speculation.drafters.iter().map(|&index| &seats[index]).filter(|seat| !seat.is_free() && !made)
+            {
+                self.chooser.offer(seat.drafter.source(), record);
+            }
+        }
+    }
+}
+
+fn missing(method: Method, needed: &str) -> Error {
+    Error::Option { name: "speculative".into(), value: format!("{:?}", method.name()), needed: needed.into() }
 }

@@ -20,7 +20,7 @@ pub(super) fn verify(
     work: &mut Workspace,
 ) -> Result<usize> {
     let guesses = std::mem::take(&mut row.draft.tokens);
-    let accepted = by_own_draws(row, &guesses, lines, vocab_size, known, work);
+    let accepted = by_own_draws(row, &guesses[..row.used], lines, vocab_size, known, work);
     row.draft.tokens = guesses;
     accepted
 }
@@ -33,10 +33,14 @@ fn by_own_draws(
     known: usize,
     work: &mut Workspace,
 ) -> Result<usize> {
+    let start = row.position;
     for (i, line) in lines.chunks_exact(vocab_size).enumerate() {
-        let position = row.position + i as u64;
-        let id = row.sampler.sample(&line[..known], position, work)?;
-        let guessed = guesses.get(i) == Some(&id);
+        let mut id = row.sampler.sample(&line[..known], start + i as u64, work)?;
+        let mut guessed = guesses.get(i) == Some(&id);
+        if let (Some(probability), Some(&guess)) = (row.speculation.forced_acceptance, guesses.get(i)) {
+            guessed = row.sampler.accept_uniform(start, i) < probability;
+            id = if guessed { guess } else { id };
+        }
         row.push(id, guessed, &Logprobs::new(work.level(), line))?;
         if !guessed || row.is_stop(id) {
             return Ok(i + usize::from(guessed));

@@ -4,6 +4,7 @@
 //! exact; the one thing that must be true is that a [`Draft`] tells the distribution its tokens were really drawn from.
 
 pub mod chooser;
+mod companions;
 mod config;
 pub mod cost;
 mod guess;
@@ -15,6 +16,7 @@ use crate::decode::RowId;
 use crate::error::Result;
 use crate::sampler::Sampler;
 
+pub use companions::Companions;
 pub use config::{Method, SpeculativeConfig, Verify};
 pub use ngram::NGram;
 pub use prophet::ProphetDrafter;
