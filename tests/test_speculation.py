@@ -120,6 +120,20 @@ def test_sessions_stand_where_their_reader_stands(bundled: spikelet.Model) -> No
     assert ends[0] == ends[1]
 
 
+def test_a_session_finds_repetitions_of_earlier_turns(bundled: spikelet.Model) -> None:
+    session = bundled.session()
+    session.feed("The big red bus went down the hill to the old mill. ")
+    config = SpeculativeConfig("ngram", num_speculative_tokens=4)
+    stats = session.generate(
+        "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
+    ).run().stats
+    assert stats.num_draft_tokens > 0
+    fresh = bundled.generate(
+        "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
+    ).run().stats
+    assert fresh.num_draft_tokens == 0
+
+
 def test_every_dtype_and_thread_count_agrees_with_itself() -> None:
     for dtype, threads in itertools.product(("f32", "q8", "q4"), (1, 2)):
         model = spikelet.load(dtype=dtype, threads=threads)

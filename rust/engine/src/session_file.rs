@@ -86,7 +86,7 @@ pub fn load_session(path: &Path, model: &Model) -> Result<SequenceState> {
         Some(id) => Some(id as u32),
         None => None,
     };
-    Ok(SequenceState { values, position, pending })
+    Ok(SequenceState { values, position, pending, recent: Vec::new() })
 }
 
 /// What must be equal for a state to mean the same, what differs most first.

@@ -337,7 +337,8 @@ fn top_log_probabilities_are_of_raw_logits_and_drawn_tokens_are_known() {
 #[test]
 fn requests_that_make_no_sense_are_refused_and_change_nothing() {
     let good = Request { prompt: vec![1], ..Default::default() };
-    let state = |values: Vec<f32>, pending| Some(Arc::new(SequenceState { values, position: 0, pending }));
+    let state =
+        |values: Vec<f32>, pending| Some(Arc::new(SequenceState { values, position: 0, pending, recent: Vec::new() }));
     let cases = [
         ("vocabulary", Request { prompt: vec![1, VOCAB as u32], ..good.clone() }),
         ("vocabulary", Request { start: state(vec![0.0; 4], Some(99)), ..good.clone() }),

@@ -88,7 +88,7 @@ impl Session {
         let layout = self.shared.model.state_layout();
         let mut values = vec![0.0; layout.len()];
         layout.fill_fresh(&mut values);
-        SequenceState { values, position: 0, pending: None }
+        SequenceState { values, position: 0, pending: None, recent: Vec::new() }
     }
 }
 

@@ -78,6 +78,9 @@ pub struct SequenceState {
     pub position: u64,
     /// The token after those.
     pub pending: Option<u32>,
+    /// The last of those that the state has seen, as far as they are known: where repetitions are looked for. Results do not
+    /// depend on it, and files of sessions do not hold it.
+    pub recent: Vec<u32>,
 }
 
 impl SequenceState {

@@ -20,6 +20,9 @@ use crate::tokenizer::StreamDecoder;
 /// Tokens for which a row takes room in advance, at most.
 const MOST_EXPECTED: usize = 1 << 16;
 
+/// Tokens that a sequence at rest remembers, for drafts that go on from repetitions.
+const MOST_RECENT: usize = 2048;
+
 /// A sequence that is being read or generated.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -85,6 +88,8 @@ impl Row {
     ) -> Self {
         sampler.observe_prompt(&tokens);
         let stop = &request.stop;
+        let recent = request.start.as_ref().map_or(&[][..], |start| &start.recent);
+        tokens.splice(..0, recent.iter().copied());
         // Room for all that is likely to come.
         tokens.reserve(stop.max_new_tokens.min(MOST_EXPECTED) + MAX_DRAFT);
         let mut row = Self {
@@ -93,7 +98,7 @@ impl Row {
             base: 0,
             position: request.start.as_ref().map_or(0, |start| start.position),
             tokens,
-            read: 0,
+            read: recent.len(),
             sampler,
             draft: Draft::default(),
             used: 0,
@@ -318,6 +323,7 @@ impl Row {
             values: runner.read_state(self.slots[self.base]),
             position: self.position,
             pending: self.tokens.get(self.read).copied(),
+            recent: self.tokens[self.read.saturating_sub(MOST_RECENT)..self.read].to_vec(),
         }
     }
 
