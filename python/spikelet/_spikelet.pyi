@@ -140,6 +140,39 @@ def quantize(
         FileError: a file cannot be read or written.
     """
 
+def build_ngram_table(
+    path: _Path,
+    texts: Sequence[_Prompt],
+    *,
+    dst: _Path | None = None,
+    max_bytes: int | None = None,
+    min_order: int | None = None,
+    max_order: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Writes the table that speculative decoding with `method="table"` guesses from: what mostly followed each run of tokens in
+    some texts, best those that the model was trained on.
+
+    The same texts give the same file. It appears when it is complete; until then what was there stays.
+
+    Args:
+        path: the model's folder; its tokenizer splits the texts.
+        texts: texts, or their token ids.
+        dst: the file to write; None: `prophet/ngram.safetensors` in the model's folder, where generation looks for it.
+        max_bytes: most bytes of the table; None: 4194304. The runs whose guesses come true most often stay.
+        min_order: tokens of the shortest runs; None: 2.
+        max_order: tokens of the longest runs, at most 8; None: 5.
+        progress: is called with how many lengths of runs are done, and how many there are. What it raises stops the work.
+
+    Returns:
+        A dict per length of runs: `order`, `entries`, `bytes`.
+
+    Raises:
+        FormatError, UnsupportedError: `path` is no model that this version reads.
+        TokenizerError: there is a text and the model has no tokenizer.
+        FileError: a file cannot be read or written.
+    """
+
 def inspect(
     path: _Path, *, model_type: str | None = None, spike_embedding: bool | None = None
 ) -> dict[str, Any]:

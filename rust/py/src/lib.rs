@@ -16,6 +16,7 @@ mod speculative;
 mod state;
 mod stats;
 mod stream;
+mod table;
 mod tokenizer;
 mod trace;
 mod train_ops;
@@ -46,6 +47,8 @@ mod _spikelet {
     use super::state::State;
     #[pymodule_export]
     use super::stats::GenerationStats;
+    #[pymodule_export]
+    use super::table::build_ngram_table;
     #[pymodule_export]
     use super::tokenizer::Tokenizer;
     #[pymodule_export]

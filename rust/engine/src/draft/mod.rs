@@ -8,9 +8,11 @@ mod companions;
 mod config;
 pub mod cost;
 mod guess;
+mod hash;
 mod ngram;
 mod prophet;
 mod second;
+mod table;
 
 use crate::decode::RowId;
 use crate::error::Result;
@@ -21,6 +23,7 @@ pub use config::{Method, SpeculativeConfig, Verify};
 pub use ngram::NGram;
 pub use prophet::ProphetDrafter;
 pub use second::SecondModel;
+pub use table::{OrderReport, Table, TableFile, TableOptions, build_table};
 
 /// Most tokens of one draft.
 pub const MAX_DRAFT: usize = 16;

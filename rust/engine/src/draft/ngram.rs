@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use super::hash::RunHash;
 use super::{Draft, DraftRow, Drafter, Drawn, Source};
 use crate::decode::RowId;
 use crate::error::{Error, Result};
@@ -189,7 +190,7 @@ impl Index {
         }
         let max = self.max();
         for place in self.done + 1..=end {
-            let mut hash = Hash::default();
+            let mut hash = RunHash::default();
             for n in 1..=max.min(place) {
                 hash.add(history[place - n]);
                 if n >= self.min {
@@ -205,24 +206,13 @@ impl Index {
     /// Where the longest run that `history` ends with ended before.
     fn find(&self, history: &[u32]) -> Option<usize> {
         let longest = self.max().min(history.len());
-        let mut hashes = [Hash::default(); MAX_RUN + 1];
+        let mut hashes = [RunHash::default(); MAX_RUN + 1];
         for n in 1..=longest {
             hashes[n] = hashes[n - 1];
             hashes[n].add(history[history.len() - n]);
         }
         let found = |n: usize| self.places[n - self.min].find(history, n, hashes[n]).map(|place| place as usize);
         (self.min..=longest).rev().find_map(found)
-    }
-}
-
-/// Hash of a run, from its last token to its first.
-#[derive(Clone, Copy, Debug, Default)]
-struct Hash(u64);
-
-impl Hash {
-    fn add(&mut self, token: u32) {
-        let mixed = (self.0 ^ u64::from(token) ^ 0x9E37_79B9_7F4A_7C15).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        self.0 = mixed ^ (mixed >> 32);
     }
 }
 
@@ -242,7 +232,7 @@ impl Places {
     }
 
     /// The slot of the run of `n` tokens that ends at `place`, or the empty one where it belongs.
-    fn slot(&self, history: &[u32], n: usize, place: usize, hash: Hash) -> usize {
+    fn slot(&self, history: &[u32], n: usize, place: usize, hash: RunHash) -> usize {
         let run = &history[place - n..place];
         let mask = self.slots.len() - 1;
         let mut slot = hash.0 as usize & mask;
@@ -252,7 +242,7 @@ impl Places {
         slot
     }
 
-    fn insert(&mut self, history: &[u32], n: usize, place: u32, hash: Hash) {
+    fn insert(&mut self, history: &[u32], n: usize, place: u32, hash: RunHash) {
         if self.slots.len() < 2 * (self.used + 1) {
             self.grow(history, n);
         }
@@ -261,7 +251,7 @@ impl Places {
         self.slots[slot] = place;
     }
 
-    fn find(&self, history: &[u32], n: usize, hash: Hash) -> Option<u32> {
+    fn find(&self, history: &[u32], n: usize, hash: RunHash) -> Option<u32> {
         if self.slots.is_empty() {
             return None;
         }
@@ -273,8 +263,7 @@ impl Places {
         let old = std::mem::take(&mut self.slots);
         self.slots = vec![0; (2 * old.len()).max(64)];
         for place in old.into_iter().filter(|&place| place != 0) {
-            let mut hash = Hash::default();
-            history[place as usize - n..place as usize].iter().rev().for_each(|&token| hash.add(token));
+            let hash = RunHash::of(&history[place as usize - n..place as usize]);
             let slot = self.slot(history, n, place as usize, hash);
             self.slots[slot] = place;
         }

@@ -36,7 +36,7 @@ use spikelet_simd::quant::QuantizedView;
 pub use self::convert::{Progress, convert};
 pub use self::inspect::{Inspection, TensorInfo};
 pub use self::prophet::ProphetConfig;
-pub(crate) use self::prophet::{ProphetFiles, prophet_folder};
+pub(crate) use self::prophet::{ProphetFiles, prophet_folder, table_path};
 pub use self::quantize::{Quantization, QuantizedMatrix, quantize};
 pub(crate) use self::quantized::all_quantised;
 pub use self::quantized::{MatrixView, matrix_format};

@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 pub(super) const FOLDER: &str = "prophet";
 const FINGERPRINT: &str = "model_fingerprint";
 const DRAFT_IDS: &str = "draft_ids";
-/// Files that are copied along with `config.json`.
-const COMPANIONS: [&str; 2] = ["model.safetensors", "ngram.safetensors"];
+const WEIGHTS: &str = "model.safetensors";
+const TABLE: &str = "ngram.safetensors";
 /// Hidden states that a draft may begin with.
 const MAX_LEADING: usize = 16;
 /// Largest file of a prophet that is copied along.
@@ -247,28 +247,35 @@ fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
+/// Where the table of a model is, or would be.
+pub(crate) fn table_path(checkpoint: &Checkpoint) -> PathBuf {
+    prophet_folder(checkpoint).join(TABLE)
+}
+
 /// Where the prophet of a model is, or would be.
 pub(crate) fn prophet_folder(checkpoint: &Checkpoint) -> PathBuf {
     checkpoint.folder().join(FOLDER)
 }
 
-/// The prophet of `from`, if it has one, on its way into the model folder `to`, for the model with that `fingerprint`.
+/// What `from` has in its prophet's folder, on its way into the model folder `to`, for the model with that `fingerprint`.
 pub(super) fn copy_prophet(from: &Checkpoint, to: &Path, fingerprint: &str) -> Result<Vec<PendingFile>> {
     let (source, target) = (prophet_folder(from), to.join(FOLDER));
-    let path = source.join("config.json");
-    if !path.exists() {
-        return Ok(Vec::new());
+    let (path, mut files) = (source.join("config.json"), Vec::new());
+    // A table of a text goes with any model of the vocabulary.
+    let mut names = vec![TABLE];
+    if path.exists() {
+        let mut config = parse_object(&path, &read_small(&path, MAX_CONFIG)?)?;
+        let made_for = config.get(FINGERPRINT).unwrap_or(&Value::Null);
+        check_target(&path, string(&path, FINGERPRINT, made_for)?, from)?;
+        config.insert(FINGERPRINT.into(), fingerprint.into());
+        let mut text = serde_json::to_string_pretty(&config).map_err(|e| Error::config(&path, e.to_string()))?;
+        text.push('\n');
+        fs::create_dir_all(&target).map_err(Error::io(&target))?;
+        files.push(pending_text(&target.join("config.json"), &text)?);
+        names.push(WEIGHTS);
     }
-    let mut config = parse_object(&path, &read_small(&path, MAX_CONFIG)?)?;
-    let made_for = config.get(FINGERPRINT).unwrap_or(&Value::Null);
-    check_target(&path, string(&path, FINGERPRINT, made_for)?, from)?;
-    config.insert(FINGERPRINT.into(), fingerprint.into());
-    fs::create_dir_all(&target).map_err(Error::io(&target))?;
-    let mut text = serde_json::to_string_pretty(&config).map_err(|e| Error::config(&path, e.to_string()))?;
-    text.push('\n');
-    let mut files = vec![pending_text(&target.join("config.json"), &text)?];
     let same = source.canonicalize().ok() == target.canonicalize().ok();
-    for name in COMPANIONS {
+    for name in names {
         let path = source.join(name);
         if same || !path.exists() {
             continue;
@@ -277,6 +284,7 @@ pub(super) fn copy_prophet(from: &Checkpoint, to: &Path, fingerprint: &str) -> R
         if file.len() as u64 > MAX_COPY {
             return Err(Error::format(&path, format!("larger than {MAX_COPY} bytes, too large for a prophet")));
         }
+        fs::create_dir_all(&target).map_err(Error::io(&target))?;
         let mut copy = PendingFile::create(&target.join(name))?;
         copy.write(&file)?;
         copy.sync()?;
