@@ -176,6 +176,32 @@ def test_the_density_of_a_model_and_what_zeros_spare(bench: Any) -> None:
     assert " | - | - | " in density.line(plain)
 
 
+def test_a_random_prophet_fits_its_model(bench: Any, tmp_path: Path) -> None:
+    shapes, speculation = bench("shapes"), bench("speculation")
+    shape = shapes.Shape("tiny", "spikegpt", 2, 64, 90)
+    folder = shapes.write_random(shape, tmp_path / "m", None)
+    speculation.write_prophet(shape, folder, rows=30)
+    model = spikelet.load(folder, threads=1)
+    prompt = list(range(20))
+    base = model.generate(prompt, max_new_tokens=30, seed=1, speculative="off").run()
+    config = spikelet.SpeculativeConfig("prophet", num_speculative_tokens=3)
+    drafted = model.generate(prompt, max_new_tokens=30, seed=1, speculative=config).run()
+    assert drafted.ids == base.ids
+    assert list(drafted.stats.by_source) == ["prophet"]
+    always = spikelet.SpeculativeConfig("prophet", num_speculative_tokens=3, forced_acceptance=1.0)
+    forced = model.generate(prompt, max_new_tokens=30, seed=1, speculative=always).run()
+    assert forced.stats.acceptance_rate == 1
+    assert (
+        shapes.SHAPES["SpikeGPT-216M"].weights_read * 0.07
+        > sum(
+            array.size
+            for name, array in speculation.prophet_tensors(shapes.SPIKEGPT_216M, 8).items()
+            if array.ndim == 2
+        )
+        + speculation.GUESSED * shapes.SPIKEGPT_216M.hidden
+    )
+
+
 def test_plots_are_the_same_for_the_same_results(bench: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plots = bench("plots")
