@@ -124,13 +124,21 @@ def test_a_session_finds_repetitions_of_earlier_turns(bundled: spikelet.Model) -
     session = bundled.session()
     session.feed("The big red bus went down the hill to the old mill. ")
     config = SpeculativeConfig("ngram", num_speculative_tokens=4)
-    stats = session.generate(
-        "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
-    ).run().stats
+    stats = (
+        session.generate(
+            "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
+        )
+        .run()
+        .stats
+    )
     assert stats.num_draft_tokens > 0
-    fresh = bundled.generate(
-        "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
-    ).run().stats
+    fresh = (
+        bundled.generate(
+            "The big red bus went", max_new_tokens=4, temperature=0.0, speculative=config
+        )
+        .run()
+        .stats
+    )
     assert fresh.num_draft_tokens == 0
 
 
@@ -148,7 +156,12 @@ def test_other_rules_accept_and_end_as_asked(bundled: spikelet.Model, verify: An
     config = SpeculativeConfig("prophet", num_speculative_tokens=3, verify=verify)
     made = [
         bundled.generate(
-            PROMPTS[2], max_new_tokens=50, temperature=0.8, seed=2, ignore_eos=True, speculative=config
+            PROMPTS[2],
+            max_new_tokens=50,
+            temperature=0.8,
+            seed=2,
+            ignore_eos=True,
+            speculative=config,
         ).run()
         for _ in range(2)
     ]
@@ -162,9 +175,13 @@ def test_forced_acceptance_measures_the_machine(bundled: spikelet.Model) -> None
         config = SpeculativeConfig(
             "prophet", num_speculative_tokens=3, forced_acceptance=probability
         )
-        stats = bundled.generate(
-            PROMPTS[2], max_new_tokens=200, seed=1, ignore_eos=True, speculative=config
-        ).run().stats
+        stats = (
+            bundled.generate(
+                PROMPTS[2], max_new_tokens=200, seed=1, ignore_eos=True, speculative=config
+            )
+            .run()
+            .stats
+        )
         first = stats.acceptance_rate_per_position[0]
         assert abs(first - probability) < 0.2, probability
 

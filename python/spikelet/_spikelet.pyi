@@ -469,6 +469,16 @@ class Model:
         Raises:
             OptionError, TokenizerError: as `generate`.
         """
+    def costs(self) -> dict[str, Any]:
+        """What speculative decoding costs on this machine, in seconds: measured when first needed, and remembered in the user's cache.
+
+        Returns:
+            `"pass"`: by number of tokens, a pass with logits after each; `"line"`: drawing a token; `"draft"`: by source, the
+            `"first"` guess and each `"next"` one, for a single row.
+
+        Raises:
+            FormatError: the folder holds a prophet or table that cannot be used.
+        """
     def session(self) -> Session:
         """A conversation: it remembers what it has read and generated, and never reads it again."""
     def load_session(self, path: _Path) -> Session:

@@ -60,6 +60,9 @@ class FakeModel:
     def new_state(self) -> Any:
         return self.real.new_state()
 
+    def costs(self) -> dict[str, Any]:
+        return {"pass": {1: 1e-3, 4: 1.4e-3}, "draft": {"prophet": {"first": 2e-4, "next": 1e-4}}}
+
     def generate_batch(
         self, prompts: Sequence[list[int]], *, speculative: Any, **options: Any
     ) -> list[SimpleNamespace]:

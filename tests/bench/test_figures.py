@@ -57,7 +57,7 @@ def test_expected_lengths() -> None:
 
 
 def test_speedups_from_costs() -> None:
-    costs = {"pass": {1: 1.0, 2: 1.1, 4: 1.5}, "draft": 0.1}
+    costs = {"pass": {1: 1.0, 2: 1.1, 4: 1.5}, "draft": {"prophet": 0.1}}
     assert theory.pass_seconds(costs, 1) == 1.0
     assert theory.pass_seconds(costs, 3) == pytest.approx(1.3)
     assert theory.pass_seconds(costs, 6) == pytest.approx(1.9)

@@ -35,7 +35,8 @@ def make(*rows: Row) -> Report:
         "fma_gflop_per_second": 200.0,
         "int8_gop_per_second": 700.0,
     }
-    costs = {"pass": {1: 0.01, 2: 0.011, 4: 0.012, 8: 0.02}, "draft": 0.0005}
+    costs = {"pass": {1: 0.01, 2: 0.011, 4: 0.012, 8: 0.02}, "draft": {"prophet": 0.0005}}
+    costs["engine"] = {1: 0.01, 4: 0.0125}
     entry = {
         "model": "m",
         "dtype": "f32",

@@ -172,9 +172,12 @@ def pass_costs(report: Report, axes: Any) -> bool:
         name = f"{entry['model']} {entry['dtype']}, {entry['threads']} threads"
         measured = [1e3 * entry["pass"][t] for t in tokens]
         axes.plot(tokens, measured, "o-", color=f"C{i}", label=f"{name}, measured", markersize=4)
-        if "roofline" in entry:
-            bound = [1e3 * entry["roofline"][t] for t in tokens]
-            axes.plot(tokens, bound, ":", color=f"C{i}", label=f"{name}, roofline")
+        bound = [1e3 * entry["roofline"][t] for t in tokens]
+        axes.plot(tokens, bound, ":", color=f"C{i}", label=f"{name}, roofline")
+        known = {t: 1e3 * s for t, s in sorted(entry["engine"].items()) if t <= max(tokens)}
+        axes.plot(
+            list(known), list(known.values()), "x", color=f"C{i}", label=f"{name}, for the engine"
+        )
     axes.set_ylim(bottom=0)
     return bool(report.costs) and finish(
         axes, "tokens in a pass", "milliseconds", "Cost of a pass", report

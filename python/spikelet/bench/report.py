@@ -138,8 +138,9 @@ class Report:
     given: dict[int, dict[str, float]]
     """What the machine gives to so many threads: see `machine.given`."""
     costs: list[dict[str, Any]]
-    """Of each model, dtype and number of threads: seconds of a `pass` and of its `roofline` by the
-    tokens in it."""
+    """Of each model, dtype and number of threads: seconds of a `pass` by the tokens in it, of its
+    `roofline`, and what the `engine` takes it for; of a further drafted token by source (`draft`).
+    """
     rows: list[Row] = field(default_factory=list)
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -208,7 +209,7 @@ class Report:
         """A report from the JSON of `as_dict`."""
         found = json.loads(file.read_text(encoding="utf-8"))
         costs = [
-            {**entry, **{name: _by_tokens(entry[name]) for name in ("pass", "roofline")}}
+            {**entry, **{name: _by_tokens(entry[name]) for name in ("pass", "roofline", "engine")}}
             for entry in found["costs"]
         ]
         given = {int(threads): values for threads, values in found["given"].items()}

@@ -361,12 +361,15 @@ def row(group: Group, i: int, name: str, batch_size: int, ceiling: list[float]) 
 
 
 def cost_entry(model: Model, found: Mapping[str, float]) -> dict[str, Any]:
-    """What passes take, and what they would take on the roofline."""
+    """What passes take: now, by the engine's own costs, and on the roofline."""
     passes = machines.measure_passes(model)
+    known = model.costs()
     return {
         "model": model.path.name,
         "dtype": model.dtype,
         "threads": model.threads,
         "pass": passes,
         "roofline": {t: machines.pass_bound(model, t, found) for t in passes},
+        "engine": known["pass"],
+        "draft": {source: cost["next"] for source, cost in known["draft"].items()},
     }

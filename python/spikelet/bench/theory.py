@@ -38,8 +38,9 @@ def pass_seconds(costs: Mapping[str, Any], tokens: float) -> float:
 
 
 def speedup(costs: Mapping[str, Any], acceptance: float, drafted: float) -> float:
-    """Over base decoding, from measured costs."""
-    round_ = pass_seconds(costs, drafted + 1) + drafted * float(costs.get("draft") or 0.0)
+    """Over base decoding, from measured costs, with drafts of the prophet if there is one."""
+    draft = float(costs["draft"].get("prophet", 0.0))
+    round_ = pass_seconds(costs, drafted + 1) + drafted * draft
     return expected_length(acceptance, drafted) * pass_seconds(costs, 1) / round_
 
 
