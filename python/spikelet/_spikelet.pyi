@@ -24,6 +24,7 @@ __all__ = [
     "Tokenizer",
     "Trace",
     "__version__",
+    "build_ngram_table",
     "convert",
     "cpu_features",
     "default_options",
