@@ -6,6 +6,7 @@ The engine's own tests let an oracle draft; here are the real drafters on models
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,24 @@ def test_what_makes_no_sense_is_named() -> None:
         config = SpeculativeConfig("draft_model", draft_model=spikelet.load())
         with pytest.raises(spikelet.SpikeletError, match=str(other.vocab_size)):
             other.generate([1], speculative=config)
+
+
+def test_a_table_of_the_training_text_guesses(tmp_path: Path) -> None:
+    bundled = spikelet.load()
+    folder = tmp_path / "model"
+    shutil.copytree(bundled.path, folder)
+    texts = [
+        bundled.generate(PROMPTS[2], max_new_tokens=150, seed=seed).run().text for seed in range(8)
+    ]
+    spikelet.build_ngram_table(folder, texts, max_bytes=1 << 16)
+    model = spikelet.load(folder)
+    options: dict[str, Any] = {"max_new_tokens": 80, "temperature": 0.6, "seed": 1}
+    plain = model.generate(PROMPTS[2], **options, speculative="off").run()
+    for config in ("auto", "table", SpeculativeConfig("table", num_speculative_tokens=2)):
+        assert model.generate(PROMPTS[2], **options, speculative=config).run().ids == plain.ids
+    config = SpeculativeConfig("table", num_speculative_tokens=2)
+    stats = model.generate(PROMPTS[2], **options, speculative=config).run().stats
+    assert set(stats.by_source) == {"table"}
+    assert stats.num_accepted_tokens > 0
+    with pytest.raises(spikelet.OptionError, match="build_ngram_table"):
+        spikelet.load(GOLDEN / "rwkv4-tiny").generate([1], speculative="table")

@@ -10,7 +10,7 @@ use crate::backend::Runner;
 use crate::draft::chooser::{Chooser, Cut, RowRecord};
 use crate::draft::{
     Companions, Draft, DraftRow, Drafter, MAX_DRAFT, Method, NGram, ProphetDrafter, SecondModel, Source,
-    SpeculativeConfig, Verify,
+    SpeculativeConfig, Table, Verify,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -37,6 +37,7 @@ enum Kind {
         min: usize,
         max: usize,
     },
+    Table,
     Prophet,
     Model(Arc<Model>),
 }
@@ -93,6 +94,15 @@ impl Drafting {
         if asked(&[Method::NGram, Method::ProphetNGram, Method::Auto]) {
             let (min, max) = (config.lookup_min, config.lookup_max);
             drafters.push(self.find(Kind::NGram { min, max }, || NGram::new(min, max))?);
+        }
+        if asked(&[Method::Table, Method::Auto]) {
+            match self.companions.as_ref().map_or(Ok(None), |companions| companions.table())? {
+                Some(table) => drafters.push(self.find(Kind::Table, || Ok(Table::new(table)))?),
+                None if method == Method::Auto => {}
+                None => {
+                    return Err(missing(method, "an n-gram table in the model's folder: build_ngram_table makes one"));
+                }
+            }
         }
         if asked(&[Method::Prophet, Method::ProphetNGram, Method::Auto]) {
             match self.companions.as_ref().map_or(Ok(None), |companions| companions.prophet())? {

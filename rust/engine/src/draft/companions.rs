@@ -1,9 +1,9 @@
-//! What speculation needs beside a model: the prophet in its folder, and what passes and drafts cost on this machine.
+//! What speculation needs beside a model: the drafters in its folder, and what passes and drafts cost on this machine.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cost::CostTable;
-use super::{Draft, DraftRow, Drafter, MAX_DRAFT, ProphetDrafter, Source};
+use super::{Draft, DraftRow, Drafter, MAX_DRAFT, ProphetDrafter, Source, TableFile};
 use crate::decode::RowId;
 use crate::error::Result;
 use crate::model::{Model, Prophet};
@@ -18,6 +18,7 @@ pub struct Companions {
 #[derive(Default)]
 struct Found {
     prophet: Option<Option<Arc<Prophet>>>,
+    table: Option<Option<Arc<TableFile>>>,
     costs: Option<Arc<CostTable>>,
 }
 
@@ -41,6 +42,14 @@ impl Companions {
     /// Those of [`Prophet::of`].
     pub fn prophet(&self) -> Result<Option<Arc<Prophet>>> {
         once(&mut self.found().prophet, || Prophet::of(&self.model))
+    }
+
+    /// The n-gram table in the model's folder, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`TableFile::of`].
+    pub fn table(&self) -> Result<Option<Arc<TableFile>>> {
+        once(&mut self.found().table, || TableFile::of(&self.model))
     }
 
     /// What passes and drafts cost: remembered from an earlier time, else measured now, which takes a moment.
