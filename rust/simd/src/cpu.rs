@@ -54,6 +54,16 @@ impl Cpu {
         self.pool.run(tasks, task);
     }
 
+    /// Calls `task(i, item)` for every item, on all threads, which share them out one by one.
+    pub fn each<T: Send>(&self, items: &mut [T], task: &(dyn Fn(usize, &mut T) + Sync)) {
+        let (len, items) = (items.len(), &SharedMut::new(items));
+        self.run(len, &|i| {
+            // SAFETY: each task has its own item.
+            let item = unsafe { items.part(i..i + 1) };
+            task(i, &mut item[0]);
+        });
+    }
+
     /// Splits `0..count` into tasks of `step` or a multiple; all in one if `work` is small.
     pub(crate) fn split(&self, count: usize, step: usize, small: bool, task: &(dyn Fn(Range<usize>) + Sync)) {
         if count == 0 {
@@ -215,5 +225,22 @@ impl Cpu {
 pub(crate) fn check(op: &str, lengths: &[(&str, usize, usize)]) {
     for (name, found, wanted) in lengths {
         assert_eq!(found, wanted, "{op}: wrong length of `{name}` (left: found, right: needed)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_item_has_its_own_call() {
+        for threads in [1, 2, 5] {
+            let cpu = Cpu::new(Level::best(), threads);
+            for len in [0, 1, 2, 40] {
+                let mut items: Vec<String> = (0..len).map(|i| format!("{i}:")).collect();
+                cpu.each(&mut items, &|i, item| item.push_str(&i.to_string()));
+                assert!(items.iter().enumerate().all(|(i, item)| *item == format!("{i}:{i}")), "{items:?}");
+            }
+        }
     }
 }

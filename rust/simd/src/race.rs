@@ -147,16 +147,16 @@ fn numbers<I: Isa>(isa: I, words: I::N) -> I::V {
 /// [`philox`] of 16 counters whose last words are `blocks`.
 #[inline(always)]
 fn philox_lanes<I: Isa>(isa: I, [a, b, c]: [u32; 3], blocks: I::N, keys: &[[u32; 2]; ROUNDS]) -> [I::N; 4] {
-    let splat = |word: u32| isa.splat_n(word.cast_signed());
     // The last word only enters the third in the first round, and by exclusive or.
-    let first = philox_round([a, b, c, 0], keys[0]);
-    let [mut a, mut b, mut c, mut d] = first.map(splat);
-    c = isa.xor_n(c, blocks);
-    let [m, n] = MULTIPLIERS.map(splat);
+    let [first, second, third, fourth] = philox_round([a, b, c, 0], keys[0]);
+    let (mut a, mut b) = (isa.splat_n(first.cast_signed()), isa.splat_n(second.cast_signed()));
+    let (mut c, mut d) = (isa.xor_n(isa.splat_n(third.cast_signed()), blocks), isa.splat_n(fourth.cast_signed()));
+    let m = isa.splat_n(MULTIPLIERS[0].cast_signed());
+    let n = isa.splat_n(MULTIPLIERS[1].cast_signed());
     for &[k, l] in &keys[1..] {
         let (x, y) = (isa.mul_wide(a, m), isa.mul_wide(c, n));
-        a = isa.xor_n(isa.xor_n(y.0, b), splat(k));
-        c = isa.xor_n(isa.xor_n(x.0, d), splat(l));
+        a = isa.xor_n(isa.xor_n(y.0, b), isa.splat_n(k.cast_signed()));
+        c = isa.xor_n(isa.xor_n(x.0, d), isa.splat_n(l.cast_signed()));
         (b, d) = (y.1, x.1);
     }
     [a, b, c, d]
@@ -207,13 +207,16 @@ impl Op for Listed<'_> {
         let keys = round_keys(key);
         let mut lead = Lead::new(self.race);
         for (index, (ids, weights)) in self.ids.chunks(LANES).zip(self.weights.chunks(LANES)).enumerate() {
-            let id = |lane: usize| ids.get(lane).copied().unwrap_or(0);
-            let blocks = isa.load_n(&std::array::from_fn(|lane| id(lane) / 4));
-            let [a, b, c, d] = philox_lanes(isa, counter, blocks, &keys).map(|words| numbers(isa, words));
-            let place = isa.load(&std::array::from_fn(|lane| (id(lane) % 4) as f32));
-            let (low, high) = (isa.select_gt(place, isa.splat(0.5), b, a), isa.select_gt(place, isa.splat(2.5), d, c));
-            let words = isa.select_gt(place, isa.splat(1.5), high, low);
-            lead.challenge(isa, words, weights, index * LANES, id);
+            let mut part = [0; LANES];
+            part[..ids.len()].copy_from_slice(ids);
+            // id / 4, and id % 4 as the upper two bits, which look like 0, 2^30, -2^31 and -2^30.
+            let (blocks, place) = isa.mul_wide(isa.load_n(&part), isa.splat_n(1 << 30));
+            let place = isa.to_f32(place);
+            let [a, b, c, d] = philox_lanes(isa, counter, blocks, &keys);
+            let low = isa.select_gt(place, isa.splat(0.0), numbers(isa, b), numbers(isa, a));
+            let high = isa.select_gt(place, isa.splat(-1_610_612_736.0), numbers(isa, d), numbers(isa, c));
+            let words = isa.select_gt(isa.splat(0.0), place, high, low);
+            lead.challenge(isa, words, weights, index * LANES, |lane| ids[lane]);
         }
         lead.winner
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use spikelet_simd::Cpu;
+
 use super::{PassRow, Runner};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -119,6 +121,10 @@ impl Runner for CpuRunner {
 
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
         self.pass(rows, None, None)
+    }
+
+    fn cpu(&self) -> Option<&Cpu> {
+        Some(self.model.cpu())
     }
 
     fn logits(&self) -> &[f32] {

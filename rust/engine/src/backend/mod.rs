@@ -4,6 +4,8 @@ mod cpu;
 
 pub use cpu::CpuRunner;
 
+use spikelet_simd::Cpu;
+
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::state::Slot;
@@ -73,6 +75,11 @@ pub trait Runner: Send {
     /// If a row has no tokens, `keep` has another length than 1 or the number of tokens, or the pass holds more than
     /// [`max_pass_tokens`](Self::max_pass_tokens): mistakes of the caller, not of the user.
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()>;
+
+    /// The threads that passes run on, for work between them; None: it has none to lend.
+    fn cpu(&self) -> Option<&Cpu> {
+        None
+    }
 
     /// Logits of the last pass, `[lines][vocab_size]`: row after row, one line per position that needed them.
     fn logits(&self) -> &[f32];

@@ -51,15 +51,16 @@ mod stop;
 mod verification;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use spikelet_simd::Level;
+use spikelet_simd::{Cpu, Level};
 
 use crate::backend::{PassRow, Runner};
 use crate::draft::{Companions, Drafter};
 use crate::error::{Error, Result};
-use crate::sampler::{Sampler, Workspace};
+use crate::sampler::{Sampler, Workspaces};
 use crate::tokenizer::Tokenizer;
 
 pub use events::{Event, Events};
@@ -71,6 +72,9 @@ use plan::{Demand, share_out};
 use row::{Row, first_tokens};
 use speculation::Drafting;
 use verification::verify;
+
+/// Logits of a pass from which on several threads draw. Fewer are drawn from sooner than another thread begins.
+const MANY_LOGITS: usize = 32 << 10;
 
 /// Names a row of a decoder. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,7 +97,7 @@ impl fmt::Display for RowId {
 pub struct Decoder<R: Runner> {
     runner: R,
     tokenizer: Arc<dyn Tokenizer>,
-    work: Workspace,
+    works: Workspaces,
     /// In the order in which they joined.
     rows: Vec<Row>,
     next_id: u64,
@@ -103,6 +107,8 @@ pub struct Decoder<R: Runner> {
     first: usize,
     demands: Vec<Demand>,
     shares: Vec<usize>,
+    /// Which lines of a pass's logits are whose.
+    lines: Vec<Range<usize>>,
     drafting: Drafting,
     /// Always empty between steps: memory for the rows of a pass.
     pass: Vec<PassRow<'static>>,
@@ -113,17 +119,18 @@ impl<R: Runner> Decoder<R> {
     pub fn new(runner: R, tokenizer: Arc<dyn Tokenizer>) -> Self {
         // A wrong SPIKELET_ISA was refused when the model was loaded.
         let level = Level::detect().unwrap_or_else(|_| Level::best());
-        let work = Workspace::new(level, runner.config().vocab_size);
+        let works = Workspaces::new(level, runner.config().vocab_size, runner.cpu().map_or(1, Cpu::threads));
         Self {
             runner,
             tokenizer,
-            work,
+            works,
             rows: Vec::new(),
             next_id: 0,
             states: Vec::new(),
             first: 0,
             demands: Vec::new(),
             shares: Vec::new(),
+            lines: Vec::new(),
             drafting: Drafting::default(),
             pass: Vec::new(),
         }
@@ -276,22 +283,35 @@ impl<R: Runner> Decoder<R> {
         let width = self.runner.config().hidden_size;
         // Ids beyond the tokenizer's are padding of the model's matrices: they stand for nothing and are never drawn.
         let known = vocab_size.min(self.tokenizer.vocab_size());
-        let (mut logits, mut hidden) = (self.runner.logits(), self.runner.hidden());
+        let (logits, hidden) = (self.runner.logits(), self.runner.hidden());
+        self.lines.clear();
+        let mut next = 0;
         for (row, &share) in self.rows.iter_mut().zip(&self.shares) {
-            if share == 0 {
-                continue;
+            let first = next;
+            next += if share > 0 { row.advance(share) } else { 0 };
+            self.lines.push(first..next);
+        }
+        let (all_lines, works) = (&self.lines, &self.works);
+        let draw = |index: usize, row: &mut Row| {
+            let lines = all_lines[index].clone();
+            if lines.is_empty() {
+                return;
             }
-            let lines = row.advance(share);
-            let (own, others) = logits.split_at(lines * vocab_size);
-            let (own_hidden, others_hidden) = hidden.split_at(lines * width);
-            (logits, hidden) = (others, others_hidden);
-            if lines > 0 {
-                match verify(row, own, vocab_size, known, &mut self.work) {
-                    Ok(accepted) => {
-                        self.drafting.observe(row, accepted, &own_hidden[..(accepted + 1).min(lines) * width])
-                    }
-                    Err(error) => row.fail(error),
-                }
+            let own = &logits[lines.start * vocab_size..lines.end * vocab_size];
+            match works.lend(|work| verify(row, own, vocab_size, known, work)) {
+                Ok(accepted) => row.accepted = Some(accepted),
+                Err(error) => row.fail(error),
+            }
+        };
+        // Rows draw without knowing of each other, so it is as well if they do so at once.
+        match self.runner.cpu() {
+            Some(cpu) if next * vocab_size >= MANY_LOGITS => cpu.each(&mut self.rows, &draw),
+            _ => self.rows.iter_mut().enumerate().for_each(|(index, row)| draw(index, row)),
+        }
+        for (row, lines) in self.rows.iter_mut().zip(&self.lines) {
+            if let Some(accepted) = row.accepted.take() {
+                let hidden = &hidden[lines.start * width..(lines.start + accepted + 1).min(lines.end) * width];
+                self.drafting.observe(row, accepted, hidden);
             }
         }
     }

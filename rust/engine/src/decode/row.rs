@@ -44,6 +44,8 @@ pub(super) struct Row {
     /// Tokens drawn from the last pass.
     drawn: usize,
     pub(super) speculation: Speculation,
+    /// How many of them the last pass has shown to be right, until the drafters are told.
+    pub(super) accepted: Option<usize>,
     /// Tokens that are drawn and not yet let out.
     ready: VecDeque<Ready>,
     /// Why no token can be drawn after these.
@@ -104,6 +106,7 @@ impl Row {
             used: 0,
             drawn: 0,
             speculation,
+            accepted: None,
             ready: VecDeque::with_capacity(MAX_DRAFT + 1),
             failure: None,
             top: Vec::with_capacity(request.sampling.logprobs + 1),

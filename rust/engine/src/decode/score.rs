@@ -46,7 +46,7 @@ impl<R: Runner> Decoder<R> {
             let row = PassRow { slot, tokens: read, logits: LogitsWanted::All, keep: &[slot] };
             self.runner.forward(&[row])?;
             for (line, &id) in self.runner.logits().chunks_exact(vocab_size).zip(asked) {
-                scores.push(Logprobs::new(self.work.level(), line).checked(id)?);
+                scores.push(Logprobs::new(self.works.level(), line).checked(id)?);
             }
         }
         Ok(scores)

@@ -1,5 +1,7 @@
 //! The chain from logits to a distribution, and to a token.
 
+use std::sync::{Mutex, PoisonError};
+
 use spikelet_simd::{Level, at_least, exp_in_place, first_at_least, greatest_of_16, normalise, sum, survey, weigh};
 
 use super::dist::Dist;
@@ -37,6 +39,34 @@ impl Workspace {
     /// The instruction set it computes with. Results do not depend on it.
     pub fn level(&self) -> Level {
         self.level
+    }
+}
+
+/// A workspace for each of several threads.
+#[derive(Debug)]
+pub(crate) struct Workspaces {
+    level: Level,
+    vocab_size: usize,
+    idle: Mutex<Vec<Workspace>>,
+}
+
+impl Workspaces {
+    pub(crate) fn new(level: Level, vocab_size: usize, threads: usize) -> Self {
+        let idle = (0..threads).map(|_| Workspace::new(level, vocab_size)).collect();
+        Self { level, vocab_size, idle: Mutex::new(idle) }
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Calls `f` with one that nobody else has meanwhile. Allocates if more threads come than were expected.
+    pub(crate) fn lend<T>(&self, f: impl FnOnce(&mut Workspace) -> T) -> T {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = idle().pop().unwrap_or_else(|| Workspace::new(self.level, self.vocab_size));
+        let done = f(&mut work);
+        idle().push(work);
+        done
     }
 }
 

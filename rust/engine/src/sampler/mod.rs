@@ -14,6 +14,7 @@ mod params;
 mod penalties;
 mod rng;
 
+pub(crate) use chain::Workspaces;
 pub use chain::{Sampler, Workspace};
 pub use dist::Dist;
 pub use line::Line;
