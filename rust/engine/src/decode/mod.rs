@@ -49,6 +49,7 @@ mod speculation;
 mod stats;
 mod stop;
 mod verification;
+pub mod verify;
 
 use std::fmt;
 use std::ops::Range;

@@ -108,6 +108,21 @@ impl Sampler {
         self.penalties.generated(id);
     }
 
+    /// Keeps what was observed so far, for tokens to be observed that may not stay.
+    pub(crate) fn remember(&mut self) {
+        self.penalties.remember();
+    }
+
+    /// Forgets all tokens that were observed since [`remember`](Self::remember).
+    pub(crate) fn recall(&mut self) {
+        self.penalties.recall();
+    }
+
+    /// The row's random numbers.
+    pub fn noise(&self) -> Noise {
+        self.noise
+    }
+
     /// The distribution of the next token. Depends on the logits, the settings and the observed tokens, on nothing else.
     ///
     /// # Errors
@@ -154,11 +169,6 @@ impl Sampler {
     /// The number that decides on guess number `index` of the draft that begins at position `start`.
     pub fn accept_uniform(&self, start: u64, index: usize) -> f64 {
         self.noise.uniform(start, index as u32, Purpose::Accept)
-    }
-
-    /// The number that draws the token after the accepted guesses of the draft that begins at position `start`.
-    pub fn residual_uniform(&self, start: u64) -> f64 {
-        self.noise.uniform(start, 0, Purpose::Residual)
     }
 }
 

@@ -12,7 +12,11 @@ pub struct Dist<'a> {
 impl Dist<'_> {
     /// Probability of a token.
     pub fn prob(&self, id: u32) -> f32 {
-        self.ids.binary_search(&id).map_or(0.0, |i| self.probs[i])
+        // Where all tokens have one, each is at its own place.
+        match self.ids.get(id as usize) {
+            Some(&found) if found == id => self.probs[id as usize],
+            _ => self.ids.binary_search(&id).map_or(0.0, |i| self.probs[i]),
+        }
     }
 
     /// The token at `uniform`, a number in [0, 1), when probabilities are laid end to end in order of ids.

@@ -16,11 +16,13 @@ pub(super) struct Penalties {
     decay: f32,
     /// Tokens that occurred, in order of first occurrence.
     seen: Vec<Seen>,
+    /// The same as they were at [`remember`](Self::remember).
+    remembered: Vec<Seen>,
     /// By id: 1 + index into `seen`, or 0. Empty when no penalty is asked for.
     index: Vec<u32>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Seen {
     id: u32,
     generated: bool,
@@ -39,8 +41,22 @@ impl Penalties {
             frequency: frequency_penalty,
             decay: params.penalty_decay,
             seen: Vec::with_capacity(if off { 0 } else { expected.min(vocab_size) }),
+            remembered: Vec::new(),
             index: vec![0; if off { 0 } else { vocab_size }],
         }
+    }
+
+    /// Keeps what was said so far.
+    pub(super) fn remember(&mut self) {
+        self.remembered.clone_from(&self.seen);
+    }
+
+    /// Goes back to what was kept.
+    pub(super) fn recall(&mut self) {
+        for seen in self.seen.drain(self.remembered.len()..) {
+            self.index[seen.id as usize] = 0;
+        }
+        self.seen.copy_from_slice(&self.remembered);
     }
 
     /// Takes note of a token of the prompt.
@@ -144,6 +160,12 @@ mod tests {
                 penalties.apply(logits.as_slice().into(), &mut fast);
                 naive(&params, &prompt, &generated[..n], &mut slow);
                 assert_eq!(fast, slow, "after {n} tokens, {params:?}");
+                // What is only tried leaves no trace.
+                let before = penalties.seen.clone();
+                penalties.remember();
+                [3, 8, 1, 8].into_iter().for_each(|id| penalties.generated(id));
+                penalties.recall();
+                assert_eq!(penalties.seen, before);
                 if let Some(&id) = generated.get(n) {
                     penalties.generated(id);
                 }
