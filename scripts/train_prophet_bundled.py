@@ -12,7 +12,6 @@ again with the same ``--work``, it goes on. ``--export`` writes the prophet into
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,17 @@ from spikelet.training import (
     ProphetTrainerConfig,
     TokenData,
     export_prophet,
+    load_prophet,
     load_target,
     runs,
 )
 from spikelet.training.data import prepare, write_atomically
 from spikelet.training.models.language_model import LanguageModel
-from spikelet.training.prophet.acceptance import Chain
+from spikelet.training.prophet.acceptance import Chain, measure
 from spikelet.training.prophet.export import fingerprint
 from spikelet.training.prophet.module import frequent_ids, weights_per_token
 from spikelet.training.prophet.samples import as_data, own_text
+from spikelet.training.prophet.trainer import describe
 
 MODEL = Path(__file__).parent.parent / "python" / "spikelet" / "bundled"
 SHAPE = ProphetConfig(n_embd=96, draft_vocab=1536, ctx_len=256)
@@ -44,6 +45,7 @@ DRAWS = (USUAL, USUAL, (1.0, 1.0), (0.7, 1.0), USUAL, (1.0, 1.0), USUAL, (0.0, 1
 CHAINS = (Chain(*USUAL), Chain(0.0), Chain(1.0))
 TRAIN_SEED, VALID_SEED = 1, 5
 OWN_TOKENS, VALID_TOKENS = 1_500_000, 12_000
+MEASURED = 8_000  # tokens of each text, for the figures of the card
 FIRST_TOKENS, ALL_TOKENS = 1_024_000, 3_072_000
 
 
@@ -126,16 +128,19 @@ def main() -> None:
     data = as_data(text, *streams)
     target = load_target(MODEL)
     trainer = train(args.work, data, target)
-    if args.export:
-        export_prophet(trainer.prophet, MODEL, "f16")
-        log = args.work / "prophet" / "training"
-        for name in ("train_log.csv", "acceptance.csv"):
-            content = (log / name).read_text()
-            write_atomically(MODEL / "prophet" / name, lambda path, c=content: path.write_text(c))
-        trainer.validate(data)
-    cost = trainer.prophet.weights_per_step() / weights_per_token(target)
-    figures = {one.chain.name: one.row() for one in trainer.last_acceptance}
-    print(json.dumps({"weights per guess / per token": cost, **figures}, indent=1))
+    if not args.export or trainer.interrupted:
+        return
+    export_prophet(trainer.prophet, MODEL, "f16")
+    log = args.work / "prophet" / "training"
+    for name in ("train_log.csv", "acceptance.csv"):
+        content = (log / name).read_text()
+        write_atomically(MODEL / "prophet" / name, lambda path, c=content: path.write_text(c))
+    prophet = load_prophet(MODEL, target)
+    cost = prophet.weights_per_step() / weights_per_token(target)
+    print(f"weights per guess / weights per token: {cost:.4f}")
+    for name, stream in (("the model's own text", data.valid), ("held out text", text.valid)):
+        for one in measure(prophet, target, stream[:MEASURED], chains=CHAINS):
+            print(f"{name}, {describe(one)}; same noise: {one.coupled}, {sum(one.coupled_so_far)}")
 
 
 if __name__ == "__main__":
