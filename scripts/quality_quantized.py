@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def with_large_channels(source: Path, target: Path, factor: float) -> Path:
     from safetensors.numpy import load_file, save_file
 
     spikelet.convert(source, target, dtype="f32")
+    shutil.rmtree(target / "prophet", ignore_errors=True)  # that of the model as it was
     file = target / "model.safetensors"
     tensors = {name: array.copy() for name, array in load_file(file).items()}
     width = len(tensors["ln_out.weight"])
