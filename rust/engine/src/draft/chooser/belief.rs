@@ -18,20 +18,26 @@ const DEPTH_PRIOR: f64 = 12.0;
 const AGED: f64 = 12.0;
 
 /// What a row adds to what is known of the sources: in some texts they do better than in others.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct RowRecord {
-    /// In log odds.
+    /// In log odds ..
     lean: [f64; Source::ALL.len()],
+    /// .. and as the factor of the odds that it makes.
+    factor: [f64; Source::ALL.len()],
+}
+
+impl Default for RowRecord {
+    fn default() -> Self {
+        Self { lean: [0.0; Source::ALL.len()], factor: [1.0; Source::ALL.len()] }
+    }
 }
 
 /// Guesses whose confidence is of a class or of a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Gate {
-    /// The lowest class.
-    pub class: usize,
     /// Their share of all guesses.
     pub share: f64,
-    /// How many of them come true, in log odds.
+    /// The odds that one of them comes true.
     pub odds: f64,
 }
 
@@ -48,24 +54,60 @@ pub(super) struct Belief {
     lean: f64,
     /// Outcomes so far.
     seen: f64,
+    /// Whether something was learnt that is not in what follows, which is used far more often.
+    stale: bool,
+    odds: [f64; CLASSES],
+    /// What a place makes of the chance of a guess.
+    places: [f64; MAX_DRAFT],
+    gates: [Gate; CLASSES],
 }
 
 impl Belief {
     pub fn new(source: Source) -> Self {
-        let share = 1.0 / CLASSES as f64;
-        Self {
+        let mut belief = Self {
             source,
             classes: [(0.0, 0.0); CLASSES],
-            shares: [share; CLASSES],
+            shares: [1.0 / CLASSES as f64; CLASSES],
             depths: [(0.0, 0.0); MAX_DRAFT],
             lean: 0.0,
             seen: 0.0,
+            stale: true,
+            odds: [0.0; CLASSES],
+            places: [0.0; MAX_DRAFT],
+            gates: [Gate::default(); CLASSES],
+        };
+        belief.refresh();
+        belief
+    }
+
+    /// Takes what was learnt into account.
+    pub fn refresh(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
         }
+        let factor = self.lean.exp();
+        for (class, (hits, tries)) in self.classes.iter().enumerate() {
+            // Without outcomes a guess is as good as the drafter says, and as it leans.
+            let said = (class as f64 + 0.5) / CLASSES as f64;
+            let prior = chance(odds(said) * factor);
+            self.odds[class] = odds((hits + PRIOR * prior) / (tries + PRIOR));
+        }
+        for (place, (hits, expected)) in self.places.iter_mut().zip(&self.depths) {
+            *place = (hits + DEPTH_PRIOR) / (expected + DEPTH_PRIOR);
+        }
+        let (mut share, mut hits) = (0.0, 0.0);
+        for class in (0..CLASSES).rev() {
+            share += self.shares[class];
+            hits += self.shares[class] * chance(self.odds[class]);
+            self.gates[class] = Gate { share: share.min(1.0), odds: odds(hits / share) };
+        }
+        // Whatever the rounding.
+        self.gates[0].share = 1.0;
     }
 
     /// Chance of a guess of this confidence at this place, if all before it came true.
     pub fn chance(&self, record: &RowRecord, confidence: f32, depth: usize) -> f64 {
-        self.placed(self.odds(class(confidence)), record, depth)
+        self.placed(self.odds[class(confidence)], record, depth)
     }
 
     /// Chance of a guess that passes `gate`, of which nothing else is known.
@@ -74,33 +116,13 @@ impl Belief {
     }
 
     fn placed(&self, odds: f64, record: &RowRecord, depth: usize) -> f64 {
-        let (hits, expected) = self.depths[depth.min(MAX_DRAFT - 1)];
-        let place = (hits + DEPTH_PRIOR) / (expected + DEPTH_PRIOR);
-        (logistic(odds + record.lean[self.source as usize]) * place).clamp(1e-3, 0.999)
+        let place = self.places[depth.min(MAX_DRAFT - 1)];
+        (chance(odds * record.factor[self.source as usize]) * place).clamp(1e-3, 0.999)
     }
 
-    /// Log odds of a class.
-    fn odds(&self, class: usize) -> f64 {
-        let (hits, tries) = self.classes[class];
-        let prior = logistic(logit((class as f64 + 0.5) / CLASSES as f64) + self.lean);
-        logit((hits + PRIOR * prior) / (tries + PRIOR))
-    }
-
-    /// A gate at every class that guesses reach.
-    pub fn gates(&self) -> impl Iterator<Item = Gate> {
-        let (mut share, mut hits) = (0.0, 0.0);
-        (0..CLASSES).rev().filter_map(move |class| {
-            share += self.shares[class];
-            hits += self.shares[class] * logistic(self.odds(class));
-            // The last one is open whatever the rounding.
-            let gate = Gate { class, share: if class == 0 { 1.0 } else { share.min(1.0) }, odds: logit(hits / share) };
-            (self.shares[class] > 1e-3 || class == 0).then_some(gate)
-        })
-    }
-
-    /// The gate that all guesses pass.
-    pub fn open_gate(&self) -> Gate {
-        self.gates().last().unwrap_or_default()
+    /// Gates at all classes, the one that all guesses pass first.
+    pub fn gates(&self) -> &[Gate; CLASSES] {
+        &self.gates
     }
 
     /// Takes note of a draft: of its guesses the first `judged` were put to the test and the first `accepted` came true.
@@ -112,12 +134,12 @@ impl Belief {
         for (depth, &confidence) in confidence.iter().enumerate().take(judged) {
             self.learn(record, confidence, depth, depth < accepted);
         }
+        self.lean_to(record, record.lean[self.source as usize]);
     }
 
     fn learn(&mut self, record: &mut RowRecord, confidence: f32, depth: usize, hit: bool) {
-        let class = class(confidence);
-        let lean = &mut record.lean[self.source as usize];
-        let expected = logistic(self.odds(class) + *lean);
+        let (index, class) = (self.source as usize, class(confidence));
+        let expected = chance(self.odds[class] * record.factor[index]);
         let surprise = f64::from(u8::from(hit)) - self.chance(record, confidence, depth);
         let fading = 1.0 - 1.0 / WINDOW;
         let (hits, all) = &mut self.depths[depth.min(MAX_DRAFT - 1)];
@@ -126,8 +148,7 @@ impl Belief {
         (*hits, *tries) = (*hits * fading + f64::from(u8::from(hit)), *tries * fading + 1.0);
         // Text that repeats itself begins and ends doing so at once; how well a network guesses changes slowly.
         let rate = if matches!(self.source, Source::NGram | Source::Table) { 0.25 } else { 0.12 };
-        let lean = &mut record.lean[self.source as usize];
-        *lean = (*lean * (1.0 - 1.0 / WINDOW) + rate * surprise).clamp(-3.0, 3.0);
+        record.lean[index] = record.lean[index] * fading + rate * surprise;
         // The first outcomes say most about a source of which nothing is known.
         self.seen += 1.0;
         self.lean = (self.lean + (2.0 / (2.0 + self.seen)).max(0.05) * surprise).clamp(-3.0, 3.0);
@@ -139,7 +160,13 @@ impl Belief {
             let kept = (AGED / *tries).min(1.0);
             (*hits, *tries) = (*hits * kept, *tries * kept);
         }
-        record.lean[self.source as usize] *= 0.75;
+        self.lean_to(record, 0.75 * record.lean[self.source as usize]);
+    }
+
+    fn lean_to(&mut self, record: &mut RowRecord, lean: f64) {
+        let lean = lean.clamp(-3.0, 3.0);
+        (record.lean[self.source as usize], record.factor[self.source as usize]) = (lean, lean.exp());
+        self.stale = true;
     }
 }
 
@@ -148,24 +175,31 @@ pub(super) fn class(confidence: f32) -> usize {
     ((confidence * CLASSES as f32) as usize).min(CLASSES - 1)
 }
 
-fn logistic(odds: f64) -> f64 {
-    1.0 / (1.0 + (-odds).exp())
+fn chance(odds: f64) -> f64 {
+    odds / (1.0 + odds)
 }
 
-fn logit(p: f64) -> f64 {
-    let p = p.clamp(1e-3, 0.999);
-    (p / (1.0 - p)).ln()
+/// Odds of a chance, which is never taken for certain.
+fn odds(chance: f64) -> f64 {
+    let chance = chance.clamp(1e-3, 0.999);
+    chance / (1.0 - chance)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// As in a round.
+    fn observe(belief: &mut Belief, record: &mut RowRecord, confidence: &[f32], judged: usize, accepted: usize) {
+        belief.observe(record, confidence, judged, accepted);
+        belief.refresh();
+    }
+
     /// Drafts of one guess, of which the share `chance` comes true, evenly spread.
     fn feed(belief: &mut Belief, record: &mut RowRecord, confidence: f32, chance: f64, times: usize) {
         for i in 0..times {
             let hit = ((i + 1) as f64 * chance).floor() > (i as f64 * chance).floor();
-            belief.observe(record, &[confidence], 1, usize::from(hit));
+            observe(belief, record, &[confidence], 1, usize::from(hit));
         }
     }
 
@@ -180,13 +214,10 @@ mod tests {
             let found = belief.chance(&record, confidence, 0);
             assert!((found - chance).abs() < 0.08, "{confidence}: {found}");
         }
-        let gates: Vec<_> = belief.gates().collect();
-        let open = &belief.open_gate();
-        assert_eq!(gates.last(), Some(open));
-        assert_eq!((open.class, open.share), (0, 1.0));
-        let high = gates.iter().find(|gate| gate.class == 7).expect("the class of 0.9");
+        let [open, .., high] = *belief.gates();
+        assert_eq!(open.share, 1.0);
         assert!((high.share - 1.0 / 3.0).abs() < 0.05, "{high:?}");
-        assert!((belief.chance_behind(*open, &record, 0) - 1.0 / 3.0).abs() < 0.1);
+        assert!((belief.chance_behind(open, &record, 0) - 1.0 / 3.0).abs() < 0.1);
     }
 
     #[test]
@@ -194,7 +225,7 @@ mod tests {
         let (mut belief, mut record) = (Belief::new(Source::Prophet), RowRecord::default());
         for i in 0..400 {
             let accepted = if i % 5 == 0 { 0 } else { 1 + usize::from(i % 2 == 0) };
-            belief.observe(&mut record, &[0.7; 2], (accepted + 1).min(2), accepted);
+            observe(&mut belief, &mut record, &[0.7; 2], (accepted + 1).min(2), accepted);
         }
         let [first, second] = [0, 1].map(|depth| belief.chance(&record, 0.7, depth));
         assert!((first - 0.8).abs() < 0.1 && (second - 0.5).abs() < 0.1, "{first} {second}");

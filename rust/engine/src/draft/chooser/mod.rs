@@ -19,19 +19,20 @@
 //! for a half of a percent of the time at most. It is never given up for good.
 
 mod belief;
+mod offer;
 mod probe;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 pub use belief::RowRecord;
 
-use belief::{Belief, Gate};
+use belief::Belief;
+use offer::{Next, Offer, Row};
 use probe::Probe;
 
 use super::cost::{CostTable, LiveCosts};
@@ -47,6 +48,10 @@ const NEARLY: f64 = 0.7;
 const PROBE_SHARE: f64 = 0.004;
 /// .. and in the long run.
 const REST_SHARE: f64 = 0.001;
+/// Guesses that are looked at beyond the best number of them: what a pass costs grows in steps of fewer tokens than that.
+const LOOK_AHEAD: usize = 16;
+/// Rounds between two looks at a source that loses, or at what changes as slowly.
+const SLEEP: u32 = 7;
 const SOURCES: usize = Source::ALL.len();
 
 /// What a row does in the coming round.
@@ -66,95 +71,6 @@ pub enum Cut {
     /// The last token may go, and for its confidence alone, which was known before it was drawn. To drop a token after
     /// having seen it, or what follows it, would change the distribution of the text.
     Last,
-}
-
-/// What a row could draft from.
-#[derive(Clone, Copy, Debug)]
-struct Offer {
-    source: Source,
-    record: RowRecord,
-    /// Drafted already: it costs nothing more.
-    ready: bool,
-    /// Most guesses.
-    len: usize,
-    /// So many of them cannot be cut.
-    fixed: usize,
-    /// Tokens that the first 0, 1, 2 ... guesses are expected to bring ..
-    gain: [f64; MAX_DRAFT + 1],
-    /// .. and to add to the pass. Of a draft that may stop before, a guess counts only in part.
-    tokens: [f64; MAX_DRAFT + 1],
-}
-
-impl Offer {
-    fn new(source: Source, record: &RowRecord, ready: bool, len: usize) -> Self {
-        let none = [0.0; MAX_DRAFT + 1];
-        Self { source, record: *record, ready, len: len.min(MAX_DRAFT), fixed: 0, gain: none, tokens: none }
-    }
-
-    /// Probability that guess number `depth` is drafted at all.
-    fn reach(&self, depth: usize) -> f64 {
-        if depth == 0 { 1.0 } else { self.tokens[depth] - self.tokens[depth - 1] }
-    }
-
-    /// Chance that the row gets as far as guess number `depth`, if that is in the pass, and that it comes true.
-    fn chance(&self, depth: usize) -> f64 {
-        (self.gain[depth + 1] - self.gain[depth]) / (self.tokens[depth + 1] - self.tokens[depth]).max(1e-9)
-    }
-
-    /// Expects guesses behind `gate`.
-    fn expect(&mut self, belief: &Belief, gate: Gate) {
-        let (mut alive, mut reached) = (1.0, 1.0);
-        for depth in 0..self.len {
-            reached *= gate.share;
-            alive *= gate.share * belief.chance_behind(gate, &self.record, depth);
-            self.gain[depth + 1] = self.gain[depth] + alive;
-            self.tokens[depth + 1] = self.tokens[depth] + reached;
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Row {
-    max_tokens: usize,
-    /// It drafts as many whether that pays or not.
-    fixed: bool,
-    offers: [Option<Offer>; SOURCES],
-    /// The offer that is looked at.
-    source: Option<Source>,
-    /// Guesses it gets, as far as one can tell before they are made.
-    planned: usize,
-}
-
-impl Row {
-    fn offer(&self) -> Option<&Offer> {
-        self.offers[self.source? as usize].as_ref()
-    }
-
-    /// Guesses in the pass, as expected.
-    fn tokens(&self) -> f64 {
-        self.offer().map_or(0.0, |offer| offer.tokens[self.planned])
-    }
-}
-
-/// The next guess of a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Next {
-    chance: f64,
-    row: usize,
-}
-
-impl Eq for Next {}
-
-impl Ord for Next {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.chance.total_cmp(&other.chance).then(Reverse(self.row).cmp(&Reverse(other.row)))
-    }
-}
-
-impl PartialOrd for Next {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
 }
 
 /// Chooses drafts. It may serve any number of decoders, one after another: what it has learnt of the sources stays of use.
@@ -179,15 +95,23 @@ pub struct Chooser {
     other: f64,
     room: usize,
     rows: Vec<Row>,
+    offers: Vec<Offer>,
     choices: Vec<Choice>,
-    gates: [Gate; SOURCES],
+    /// How sure guesses of a source must be to be kept, by class, and rounds until that is looked at again.
+    gates: [(usize, u32); SOURCES],
     next: BinaryHeap<Next>,
     order: Vec<usize>,
     /// Tokens per second: what a second is worth.
     rate: f64,
     base_rate: f64,
+    /// The rate of the last plan, in those without drafts: the best guess at that of the next.
+    last_speedup: f64,
     /// Rows that get guess number 0, 1, 2 ... from a source.
     rows_at: [[f64; MAX_DRAFT]; SOURCES],
+    /// Rounds in which an offer of a source that has just lost, and of which nothing was learnt since, is not looked at.
+    sleep: [u32; SOURCES],
+    /// A row that could draft from a source, and may be made to.
+    idle: [Option<usize>; SOURCES],
 }
 
 impl Chooser {
@@ -205,13 +129,17 @@ impl Chooser {
             other: 0.0,
             room: 0,
             rows: Vec::new(),
+            offers: Vec::new(),
             choices: Vec::new(),
-            gates: [Gate::default(); SOURCES],
+            gates: [(0, 0); SOURCES],
             next: BinaryHeap::new(),
             order: Vec::new(),
             rate: 0.0,
             base_rate: 0.0,
+            last_speedup: 1.0,
             rows_at: [[0.0; MAX_DRAFT]; SOURCES],
+            sleep: [0; SOURCES],
+            idle: [None; SOURCES],
         }
     }
 
@@ -230,13 +158,17 @@ impl Chooser {
         self.other = other as f64;
         self.room = room.saturating_sub(other);
         self.rows.clear();
+        self.offers.clear();
+        self.idle = [None; SOURCES];
+        self.beliefs.iter_mut().for_each(Belief::refresh);
     }
 
     /// Adds a decoding row that may draft so many tokens, and shall draft `fixed`, if given, whether that pays or not. Rows
     /// are numbered in this order. Offers that follow are its own.
     pub fn row(&mut self, max_tokens: usize, fixed: Option<usize>) {
         let max_tokens = max_tokens.min(fixed.unwrap_or(MAX_DRAFT)).min(MAX_DRAFT);
-        self.rows.push(Row { max_tokens, fixed: fixed.is_some(), ..Row::default() });
+        let offers = self.offers.len()..self.offers.len();
+        self.rows.push(Row { max_tokens, fixed: fixed.is_some(), offers, ..Row::default() });
     }
 
     /// The last row has a draft with guesses of such `confidence`.
@@ -246,28 +178,33 @@ impl Chooser {
             return;
         }
         let mut offer = Offer::new(source, record, true, confidence.len().min(row.max_tokens));
-        let mut alive = 1.0;
-        for (depth, &confidence) in confidence[..offer.len].iter().enumerate() {
-            alive *= self.beliefs[source as usize].chance(record, confidence, depth);
-            offer.gain[depth + 1] = offer.gain[depth] + alive;
-            offer.tokens[depth + 1] = (depth + 1) as f64;
-        }
+        offer.expect_known(&self.beliefs[source as usize], confidence);
         offer.fixed = match cut {
             _ if row.fixed => offer.len,
             Cut::Anywhere => 0,
             Cut::Last => offer.len - 1,
         };
-        row.offers[source as usize] = Some(offer);
+        self.offers.push(offer);
+        row.offers.end = self.offers.len();
     }
 
     /// The last row could have a draft, which is still to be made.
     pub fn offer(&mut self, source: Source, record: &RowRecord) {
+        let number = self.rows.len().saturating_sub(1);
         let Some(row) = self.rows.last_mut() else { return };
-        if row.max_tokens > 0 {
-            let mut offer = Offer::new(source, record, false, row.max_tokens);
-            offer.fixed = if row.fixed { offer.len } else { 0 };
-            row.offers[source as usize] = Some(offer);
+        if row.max_tokens == 0 {
+            return;
         }
+        if !row.fixed {
+            self.idle[source as usize] = Some(number);
+            if self.sleep[source as usize] > 0 {
+                return;
+            }
+        }
+        let mut offer = Offer::new(source, record, false, row.max_tokens);
+        offer.fixed = if row.fixed { offer.len } else { 0 };
+        self.offers.push(offer);
+        row.offers.end = self.offers.len();
     }
 
     /// What each row gets.
@@ -275,14 +212,12 @@ impl Chooser {
         self.probing = None;
         self.testing = false;
         self.base_rate = self.rate_without();
-        self.rate = self.base_rate;
-        // What a second is worth and how full the pass will be depend on the plan, and the plan on them: twice is enough.
-        for _ in 0..2 {
-            self.pick_sources();
-            self.allocate(HYSTERESIS);
-        }
+        self.rate = self.base_rate * self.last_speedup;
+        self.pick_sources();
+        self.allocate(HYSTERESIS);
         let round = self.rows.len() as f64 / self.rate.max(1e-9);
         self.credit = (self.credit + PROBE_SHARE * round).min(round);
+        self.last_speedup = self.expected_speedup();
         if self.rows.iter().all(|row| row.planned == 0) {
             self.base_probe.seen();
             self.try_losing();
@@ -290,7 +225,8 @@ impl Chooser {
             self.pass_probe.used();
             if self.base_probe.is_due() {
                 self.base_probe.tried(false, Probe::MOST);
-                self.give_none();
+                // Nothing but what is fixed.
+                self.allocate(f64::INFINITY);
                 return self.choose();
             }
         }
@@ -311,15 +247,17 @@ impl Chooser {
     pub fn more(&self, row: usize, confidence: &[f32]) -> bool {
         let (Some(row), Some(choice)) = (self.rows.get(row), self.choices.get(row)) else { return false };
         let drafted = confidence.len();
-        let Some(offer) = row.offer().filter(|offer| !offer.ready && drafted < choice.length) else { return false };
+        let Some(offer) = self.chosen(row).filter(|offer| !offer.ready && drafted < choice.length) else {
+            return false;
+        };
         if row.fixed {
             return true;
         }
-        let (belief, gate) = (&self.beliefs[offer.source as usize], self.gates[offer.source as usize]);
+        let belief = &self.beliefs[offer.source as usize];
+        let gate = belief.gates()[self.gates[offer.source as usize].0];
         let chances = confidence.iter().enumerate().map(|(depth, &c)| belief.chance(&offer.record, c, depth));
         let mut alive: f64 = chances.product();
-        let expected: f64 = self.rows.iter().map(Row::tokens).sum();
-        let tokens = self.tokens() + expected - row.tokens() + drafted as f64;
+        let tokens = self.tokens() + self.guesses() - self.guesses_of(row) + drafted as f64;
         let pass = self.costs.expect_pass(tokens);
         let (mut gain, mut reached, mut added, mut seconds) = (0.0, 1.0, 0.0, 0.0);
         // One more may not pay where two or three do: passes grow in steps.
@@ -357,6 +295,7 @@ impl Chooser {
             self.probing = None;
         }
         belief.observe(record, confidence, judged.min(confidence.len()), accepted.min(judged));
+        self.sleep[source as usize] = 0;
     }
 
     /// How many times as fast as without drafts the planned round is expected to be.
@@ -385,50 +324,68 @@ impl Chooser {
         self.costs.expect_step(source, depth, rows) / rows
     }
 
-    /// Has every row look at the source that promises most.
+    /// The offer that a row looks at.
+    fn chosen(&self, row: &Row) -> Option<&Offer> {
+        row.chosen.map(|index| &self.offers[index])
+    }
+
+    /// Guesses of a row in the pass, as expected.
+    fn guesses_of(&self, row: &Row) -> f64 {
+        self.chosen(row).map_or(0.0, |offer| offer.tokens[row.planned])
+    }
+
+    /// Those of all rows.
+    fn guesses(&self) -> f64 {
+        self.rows.iter().map(|row| self.guesses_of(row)).sum()
+    }
+
+    /// Has every row look at the offer that promises most.
     fn pick_sources(&mut self) {
-        for source in Source::ALL {
-            let offering = self.rows.iter().filter(|row| row.offers[source as usize].is_some_and(|offer| !offer.ready));
-            let rows = offering.count() as f64;
-            if rows > 0.0 {
-                // How many will draft is not known; in a batch of equals all do.
-                self.rows_at[source as usize] = [rows; MAX_DRAFT];
-                self.pick_gate(source);
-            }
+        let mut asked = [0; SOURCES];
+        self.offers.iter().filter(|offer| !offer.ready).for_each(|offer| asked[offer.source as usize] += 1);
+        for source in Source::ALL.into_iter().filter(|&source| asked[source as usize] > 0) {
+            // How many will draft is not known; in a batch of equals all do.
+            self.rows_at[source as usize] = [f64::from(asked[source as usize]); MAX_DRAFT];
+            self.pick_gate(source);
         }
-        let expected: f64 = self.rows.iter().map(Row::tokens).sum();
+        let beside = self.tokens();
         for row in 0..self.rows.len() {
-            let beside = self.tokens() + expected - self.rows[row].tokens();
-            let mut best = (f64::NEG_INFINITY, None);
-            for offer in self.rows[row].offers.iter().flatten() {
-                let value = self.value(offer, beside);
-                if value > best.0 {
-                    best = (value, Some(offer.source));
+            let offers = self.rows[row].offers.clone();
+            let best = match offers.len() {
+                0 => None,
+                1 => Some(offers.start),
+                _ => {
+                    let value = |&index: &usize| self.value(&self.offers[index], beside);
+                    offers.max_by(|a, b| value(a).total_cmp(&value(b)))
                 }
-            }
-            self.rows[row].source = best.1;
+            };
+            self.rows[row].chosen = best;
         }
     }
 
     /// Chooses how sure guesses of a source must be to be kept, and what its offers promise then.
     fn pick_gate(&mut self, source: Source) {
-        let index = source as usize;
-        let Some(first) = self.rows.iter().find_map(|row| row.offers[index]) else { return };
-        let tokens = self.tokens();
-        let mut best = (f64::NEG_INFINITY, Gate::default());
-        for gate in self.beliefs[index].gates() {
-            let mut offer = first;
-            offer.expect(&self.beliefs[index], gate);
-            let value = self.value(&offer, tokens);
-            if value > best.0 {
-                best = (value, gate);
+        let belief = &self.beliefs[source as usize];
+        let asked = |offer: &Offer| offer.source == source && !offer.ready;
+        let (mut class, mut fresh) = self.gates[source as usize];
+        if fresh == 0
+            && let Some(mut first) = self.offers.iter().copied().find(asked)
+        {
+            let tokens = self.tokens();
+            let mut best = f64::NEG_INFINITY;
+            for (index, &gate) in belief.gates().iter().enumerate() {
+                first.expect(belief, gate);
+                let value = self.value(&first, tokens);
+                if value > best {
+                    (best, class) = (value, index);
+                }
             }
         }
-        self.gates[index] = best.1;
-        for row in &mut self.rows {
-            if let Some(offer) = row.offers[index].as_mut().filter(|offer| !offer.ready) {
-                offer.expect(&self.beliefs[index], if row.fixed { self.beliefs[index].open_gate() } else { best.1 });
-            }
+        fresh = if fresh == 0 { SLEEP } else { fresh - 1 };
+        self.gates[source as usize] = (class, fresh);
+        for offer in self.offers.iter_mut().filter(|offer| asked(offer)) {
+            // What is fixed passes whatever the drafter says.
+            offer.expect(belief, belief.gates()[if offer.fixed > 0 { 0 } else { class }]);
         }
     }
 
@@ -454,12 +411,15 @@ impl Chooser {
     fn allocate(&mut self, needed: f64) {
         self.next.clear();
         self.order.clear();
+        // Whatever is learnt, later rounds of as many rows take no memory.
+        self.order.reserve(self.rows.len() * MAX_DRAFT);
+        self.offers.reserve(SOURCES);
         self.rows_at = [[0.0; MAX_DRAFT]; SOURCES];
         let (mut emitted, mut tokens, mut drafting) = (self.rows.len() as f64, self.tokens(), 0.0);
         let mut left = self.room.saturating_sub(self.rows.len());
         for (index, row) in self.rows.iter_mut().enumerate() {
             row.planned = 0;
-            let Some(offer) = row.source.and_then(|source| row.offers[source as usize]) else { continue };
+            let Some(offer) = row.chosen.map(|index| &self.offers[index]) else { continue };
             row.planned = offer.fixed.min(left);
             left -= row.planned;
             (emitted, tokens) = (emitted + offer.gain[row.planned], tokens + offer.tokens[row.planned]);
@@ -477,11 +437,11 @@ impl Chooser {
         let without = self.rate_of(emitted, tokens, drafting, tokens > self.tokens());
         let mut best = (without * needed, 0);
         while let Some(Next { chance, row: index }) = self.next.pop() {
-            if chance < HOPELESS || self.order.len() >= left {
+            if chance < HOPELESS || self.order.len() >= left.min(best.1 + LOOK_AHEAD) {
                 break;
             }
             let row = &mut self.rows[index];
-            let Some(offer) = row.source.and_then(|source| row.offers[source as usize]) else { continue };
+            let Some(offer) = row.chosen.map(|index| &self.offers[index]) else { continue };
             let depth = row.planned;
             row.planned += 1;
             emitted += offer.gain[depth + 1] - offer.gain[depth];
@@ -512,23 +472,20 @@ impl Chooser {
     fn count_rows(&mut self) {
         self.rows_at = [[0.0; MAX_DRAFT]; SOURCES];
         for row in &self.rows {
-            let Some(offer) = row.offer().filter(|offer| !offer.ready) else { continue };
+            let Some(offer) = row.chosen.map(|index| &self.offers[index]).filter(|offer| !offer.ready) else {
+                continue;
+            };
             for depth in 0..row.planned {
                 self.rows_at[offer.source as usize][depth] += offer.reach(depth);
             }
         }
     }
 
-    /// Gives nothing but what is fixed.
-    fn give_none(&mut self) {
-        self.allocate(f64::INFINITY);
-    }
-
     /// Drafts now and then although it does not seem to pay, if it nearly does: what is known of longer passes may be wrong,
     /// and would stay so.
     fn try_losing(&mut self) {
-        let offered = self.rows.iter().any(|row| row.source.is_some());
-        if !offered || !self.pass_probe.is_due() {
+        let offered = !self.offers.is_empty() || self.idle.iter().any(Option::is_some);
+        if !offered || !self.pass_probe.is_due() || self.offers.is_empty() {
             return;
         }
         self.allocate(0.0);
@@ -538,7 +495,7 @@ impl Chooser {
             self.pass_probe.tried(false, Probe::MOST);
             self.testing = true;
         } else {
-            self.give_none();
+            self.allocate(f64::INFINITY);
         }
     }
 
@@ -546,36 +503,37 @@ impl Chooser {
     fn probe(&mut self) {
         for source in Source::ALL {
             let index = source as usize;
-            let asked = |row: &Row| row.offers[index].is_some_and(|offer| !offer.ready);
-            if self.rows.iter().any(|row| row.planned > 0 && row.source == Some(source) && asked(row)) {
+            if self.rows_at[index][0] > 0.0 {
                 self.probes[index].used();
                 continue;
             }
-            let idle = |row: &Row| asked(row) && row.planned == 0 && !row.fixed;
-            let Some(row) = self.rows.iter().position(idle) else { continue };
+            let Some(row) = self.idle[index].filter(|&row| self.rows[row].planned == 0) else { continue };
+            // What it promises does not change while nothing is learnt; what things cost does, slowly.
+            self.sleep[index] = self.sleep[index].checked_sub(1).unwrap_or(SLEEP);
             let cost = self.costs.expect_step(source, 0, 1.0);
             if self.probes[index].is_due() && self.probing.is_none() && cost <= self.credit {
                 self.credit = (self.credit - cost).min(cost);
                 self.probing = Some(source);
-                self.rows[row].source = Some(source);
                 self.rows[row].planned = 1;
+                self.rows[row].chosen = Some(self.offers.len());
+                self.offers.push(Offer::new(source, &RowRecord::default(), false, 1));
             }
         }
     }
 
     /// Choices from what is planned.
     fn choose(&mut self) -> &[Choice] {
-        let most = |row: &Row| row.offer().filter(|_| row.planned > 0).map_or(0, |offer| offer.len);
-        let fits = self.rows.iter().map(most).sum::<usize>() + self.rows.len() <= self.room;
-        let probing = self.probing;
-        self.choices.clear();
-        self.choices.extend(self.rows.iter().map(|row| match row.offer() {
-            Some(offer) if row.planned > 0 => {
-                let open = fits && !offer.ready && probing != Some(offer.source);
-                Choice { source: row.source, length: if open { offer.len } else { row.planned } }
-            }
-            _ => Choice::default(),
+        let Self { rows, offers, choices, .. } = self;
+        let given = |row: &Row| row.chosen.filter(|_| row.planned > 0).map(|index| &offers[index]);
+        let most: usize = rows.iter().filter_map(given).map(|offer| offer.len).sum();
+        let fits = most + rows.len() <= self.room;
+        choices.clear();
+        choices.extend(rows.iter().map(|row| match given(row) {
+            // While drafting one knows better.
+            Some(offer) if fits && !offer.ready => Choice { source: Some(offer.source), length: offer.len },
+            Some(offer) => Choice { source: Some(offer.source), length: row.planned },
+            None => Choice::default(),
         }));
-        &self.choices
+        choices
     }
 }

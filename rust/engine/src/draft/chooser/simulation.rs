@@ -270,7 +270,7 @@ fn confidence_is_made_use_of() {
             let [seeing, blind] = [world, blind].map(|world| world.run().speedup);
             println!("confidence, {name}, {mean}: {seeing:.3} against {blind:.3}");
             assert!(seeing > 0.98 && seeing > 0.97 * blind, "{name}, {mean}: {seeing:.3} against {blind:.3}");
-            assert!(mean < 0.3 || seeing > 1.04 * blind, "{name}, {mean}: {seeing:.3} against {blind:.3}");
+            assert!(mean < 0.3 || seeing > 1.02 * blind, "{name}, {mean}: {seeing:.3} against {blind:.3}");
         }
     }
 }
@@ -286,8 +286,9 @@ fn changes_of_the_text_are_followed() {
                 let (speedup, best) = (half / outcome.halves[part], world.best_fixed(chance));
                 println!("change, {name}, {before} to {after}, half {part}: {speedup:.3} of {best:.3}");
                 assert!(speedup > 0.98, "{name}, {before} to {after}, half {part}: {speedup:.3}");
-                let least = if part == 0 { 0.95 } else { 0.9 };
-                assert!(speedup > least * best, "{name}, {before} to {after}, half {part}: {speedup:.3} of {best:.3}");
+                // Following a change costs what so many tokens without drafts cost.
+                let lost = 2000.0 * (1.0 / speedup - 1.0 / best);
+                assert!(lost < 200.0, "{name}, {before} to {after}, half {part}: {lost:.0} tokens lost");
             }
         }
     }

@@ -239,3 +239,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn rounds_take_no_memory_once_they_are_as_large_as_ever() {
+    let (mut chooser, mut records) = (chooser(), [RowRecord::default(); 16]);
+    let mut memory = None;
+    for round in 0..200 {
+        let rows = if round < 2 { 16 } else { 1 + round % 16 };
+        chooser.begin(0, 512);
+        for record in &records[..rows] {
+            chooser.row(16, None);
+            chooser.offer_ready(Source::NGram, record, &[0.9; 16], Cut::Anywhere);
+            chooser.offer(Source::Prophet, record);
+        }
+        chooser.plan();
+        for record in &mut records[..rows] {
+            chooser.observe(Source::NGram, record, &[0.9; 16], 16, 16);
+        }
+        let Chooser { rows, offers, choices, next, order, .. } = &chooser;
+        let now = (rows.capacity(), offers.capacity(), choices.capacity(), next.capacity(), order.capacity());
+        if round > 1 {
+            assert_eq!(*memory.get_or_insert(now), now);
+        }
+    }
+}

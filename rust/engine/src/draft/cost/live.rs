@@ -99,6 +99,9 @@ impl LiveCosts {
 }
 
 fn bucket(tokens: f64) -> usize {
+    if tokens < 8.5 {
+        return (tokens + 0.5) as usize - usize::from(tokens >= 0.5);
+    }
     BUCKETS.partition_point(|&most| (most as f64) < tokens - 0.5)
 }
 
@@ -170,6 +173,16 @@ mod tests {
 
     fn live() -> LiveCosts {
         LiveCosts::new(Arc::new(CostTable::new(Curve::through(&[(1, 1e-2), (4, 1.2e-2), (8, 2e-2)]), 1e-5)))
+    }
+
+    #[test]
+    fn numbers_of_tokens_share_corrections() {
+        for tokens in 0..1000 {
+            let tokens = f64::from(tokens) / 4.0;
+            let found = BUCKETS.partition_point(|&most| (most as f64) < tokens - 0.5);
+            assert!(bucket(tokens).abs_diff(found) <= usize::from(tokens.fract() == 0.5), "{tokens}");
+        }
+        assert_eq!([1.0, 2.4, 8.0, 9.0, 12.0, 13.0, 64.0, 65.0].map(bucket), [0, 1, 7, 8, 8, 9, 13, 14]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ const TOKENS: [usize; 14] = [1, 4, 8, 2, 6, 16, 3, 5, 7, 12, 32, 64, 24, 48];
 /// These are timed for any model, however slow.
 const AT_LEAST: usize = 3;
 /// Rows that drafting is timed for.
-const ROWS: [usize; 5] = [1, 4, 2, 8, 16];
+const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Tokens of a timed draft: one, and so many.
 const DRAFT: usize = 5;
 
@@ -64,8 +64,10 @@ pub(super) fn drafts(draft: &mut dyn FnMut(usize, usize) -> Result<()>, effort: 
     // Few rows may have been timed, and not the same for both.
     whole.retain(|(rows, _)| first.iter().any(|(n, _)| n == rows));
     let once = |rows: usize| first.iter().find(|(n, _)| *n == rows).map_or(0.0, |(_, seconds)| *seconds);
-    let next: Vec<_> =
-        whole.iter().map(|&(rows, all)| (rows, (all - once(rows)).max(0.0) / (DRAFT - 1) as f64)).collect();
+    // A first guess reads a token or two and so takes at most twice as long as the next ones, which disturbances of the first
+    // must not make look free.
+    let step = |rows: usize, all: f64| ((all - once(rows)) / (DRAFT - 1) as f64).max(0.4 * once(rows));
+    let next: Vec<_> = whole.iter().map(|&(rows, all)| (rows, step(rows, all))).collect();
     Ok(DraftCost { first: Curve::through(&first), next: Curve::through(&next) })
 }
 
@@ -200,6 +202,9 @@ fn drawn(line: &[f32], point: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::CpuRunner;
+    use crate::config::ModelConfig;
+    use crate::draft::testing::golden;
 
     #[test]
     fn disturbed_turns_do_not_count() {
@@ -238,6 +243,73 @@ mod tests {
         .expect("no error");
         assert!(calls > 0);
         assert!(cost.first.at(1.0) >= 0.0 && cost.next.at(16.0) >= cost.next.at(1.0));
+    }
+
+    /// A runner that counts slots in use and looks at passes.
+    struct Watched {
+        runner: CpuRunner,
+        slots: usize,
+        passes: Vec<usize>,
+    }
+
+    impl Runner for Watched {
+        fn config(&self) -> &ModelConfig {
+            self.runner.config()
+        }
+
+        fn max_pass_tokens(&self) -> usize {
+            24
+        }
+
+        fn alloc_slot(&mut self) -> Slot {
+            self.slots += 1;
+            self.runner.alloc_slot()
+        }
+
+        fn free_slot(&mut self, slot: Slot) {
+            self.slots -= 1;
+            self.runner.free_slot(slot);
+        }
+
+        fn reset_slot(&mut self, slot: Slot) {
+            self.runner.reset_slot(slot);
+        }
+
+        fn copy_slot(&mut self, from: Slot, to: Slot) {
+            self.runner.copy_slot(from, to);
+        }
+
+        fn read_state(&self, slot: Slot) -> Vec<f32> {
+            self.runner.read_state(slot)
+        }
+
+        fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()> {
+            self.runner.write_state(slot, state)
+        }
+
+        fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+            let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
+            assert!(rows.iter().all(|row| row.keep.len() == row.tokens.len()), "a state after every token");
+            self.passes.push(tokens);
+            self.runner.forward(rows)
+        }
+
+        fn logits(&self) -> &[f32] {
+            self.runner.logits()
+        }
+
+        fn hidden(&self) -> &[f32] {
+            self.runner.hidden()
+        }
+    }
+
+    #[test]
+    fn passes_of_a_model_are_timed_and_slots_come_back() {
+        let mut watched = Watched { runner: golden("spikegpt-tiny").runner(), slots: 0, passes: Vec::new() };
+        let curve = passes(&mut watched, Effort { seconds: 10.0, rounds: 2 }).expect("no error");
+        assert_eq!(curve.points().iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24]);
+        assert!(curve.at(1.0) > 0.0);
+        assert!(watched.passes.contains(&24) && watched.slots == 0);
     }
 
     #[test]

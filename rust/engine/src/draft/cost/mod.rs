@@ -76,7 +76,7 @@ impl CostTable {
         Ok(table)
     }
 
-    /// Times passes with logits and a state after every token.
+    /// Times passes with logits and a state after every token. The runner's slots are given back.
     ///
     /// # Errors
     /// Those of [`Runner::forward`].
