@@ -20,6 +20,8 @@ const PROMPT: [u32; 2] = [5, 11];
 /// Tokens of a text.
 const LENGTH: usize = 4;
 const TEXTS: u32 = 6000;
+/// Where what is wrong is small.
+const MANY_TEXTS: u32 = 100_000;
 
 /// Logits of the token after a sequence.
 fn logits(sequence: &[u32]) -> Vec<f32> {
@@ -29,9 +31,15 @@ fn logits(sequence: &[u32]) -> Vec<f32> {
     runner.logits()[..KNOWN].to_vec()
 }
 
-/// The model with other logits. `honest`: says what it really draws from, and not the model's own distribution.
-struct Twisted {
-    honest: bool,
+/// The model with other logits.
+#[derive(Clone, Copy, PartialEq)]
+enum Twisted {
+    /// Does as it should.
+    Right,
+    /// Says that it draws from the model's own distribution.
+    Lying,
+    /// Draws with numbers that belong to positions: a draft draws with those again that the one before it drew with.
+    Repeating,
 }
 
 impl Drafter for Twisted {
@@ -49,8 +57,15 @@ impl Drafter for Twisted {
                 let own = logits(&sequence);
                 let twisted: Vec<f32> = (0..).zip(&own).map(|(id, l)| l + (id % 5) as f32 * 0.6).collect();
                 let q = row.sampler.distribution(&twisted[..], &mut work)?;
-                let guess = q.draw(row.sampler.draft_uniform(row.position, n));
-                let told = if self.honest { q } else { row.sampler.distribution(&own[..], &mut work)? };
+                let (start, number) = match self {
+                    Self::Repeating => (0, row.position as usize + n),
+                    _ => (row.position, n),
+                };
+                let guess = q.draw(row.sampler.draft_uniform(start, number));
+                let told = match self {
+                    Self::Lying => row.sampler.distribution(&own[..], &mut work)?,
+                    _ => q,
+                };
                 row.draft.drawn.push(Drawn::From(told.ids.to_vec(), told.probs.to_vec()));
                 row.draft.tokens.push(guess);
                 row.draft.confidence.push(0.5);
@@ -80,11 +95,11 @@ fn request(sampling: &SamplingParams, seed: u64, verify: Verify) -> Request {
 }
 
 /// How often each text was said, and how many guesses were accepted.
-fn texts(sampling: &SamplingParams, verify: Verify, honest: bool) -> (BTreeMap<Vec<u32>, u32>, usize) {
+fn texts(number: u32, sampling: &SamplingParams, verify: Verify, drafter: Twisted) -> (BTreeMap<Vec<u32>, u32>, usize) {
     let mut decoder: MockDecoder = decoder(400);
-    decoder.set_drafter(Box::new(Twisted { honest }));
+    decoder.set_drafter(Box::new(drafter));
     let mut listener = Listener::default();
-    for seed in 0..TEXTS {
+    for seed in 0..number {
         decoder.add(&request(sampling, seed.into(), verify)).unwrap();
         if seed % 50 == 49 {
             listener.finish(&mut decoder);
@@ -119,10 +134,11 @@ fn expected(sampling: &SamplingParams) -> BTreeMap<Vec<u32>, f64> {
 
 /// How many standard deviations chi-square lies above its mean (Wilson and Hilferty's approximation).
 fn surprise(counts: &BTreeMap<Vec<u32>, u32>, expected: &BTreeMap<Vec<u32>, f64>) -> f64 {
+    let texts = f64::from(counts.values().sum::<u32>());
     assert!(counts.keys().all(|text| expected.contains_key(text)), "a text that cannot be");
     let mut cells = vec![(0.0, 0.0)];
     for (text, prob) in expected {
-        let cell = (prob * f64::from(TEXTS), f64::from(counts.get(text).copied().unwrap_or(0)));
+        let cell = (prob * texts, f64::from(counts.get(text).copied().unwrap_or(0)));
         // Rare texts count together.
         if cell.0 < 8.0 {
             cells[0] = (cells[0].0 + cell.0, cells[0].1 + cell.1);
@@ -156,7 +172,7 @@ fn texts_come_as_often_as_the_sampler_says_however_drafts_are_verified() {
     for sampling in settings() {
         let expected = expected(&sampling);
         for verify in Verify::ALL {
-            let (counts, accepted) = texts(&sampling, verify, true);
+            let (counts, accepted) = texts(TEXTS, &sampling, verify, Twisted::Right);
             assert!(accepted > TEXTS as usize / 4, "{verify:?}: {accepted} guesses accepted");
             // Passed once in ten thousand.
             let surprise = surprise(&counts, &expected);
@@ -170,11 +186,22 @@ fn a_drafter_that_tells_another_distribution_is_seen() {
     let [sampling, _] = settings();
     let expected = expected(&sampling);
     for verify in [Verify::Token, Verify::Block] {
-        let (counts, _) = texts(&sampling, verify, false);
+        let (counts, _) = texts(TEXTS, &sampling, verify, Twisted::Lying);
         let surprise = surprise(&counts, &expected);
         assert!(surprise > 8.0, "{verify:?}: {surprise}");
     }
     // Own draws do not ask what guesses were drawn from.
-    let (counts, _) = texts(&sampling, Verify::Coupled, false);
+    let (counts, _) = texts(TEXTS, &sampling, Verify::Coupled, Twisted::Lying);
     assert!(surprise(&counts, &expected) < 3.72);
+}
+
+/// The block rule looks at guesses that it then refuses. Were they drawn with the numbers that the next draft has, that draft
+/// would not be independent of the refusal.
+#[test]
+fn numbers_belong_to_drafts_because_those_of_positions_are_not_independent() {
+    let [sampling, _] = settings();
+    let expected = expected(&sampling);
+    let [right, repeating] = [Twisted::Right, Twisted::Repeating]
+        .map(|drafter| surprise(&texts(MANY_TEXTS, &sampling, Verify::Block, drafter).0, &expected));
+    assert!(right < 3.72 && repeating > 5.0, "{right} {repeating}");
 }
