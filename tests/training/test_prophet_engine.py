@@ -19,7 +19,11 @@ from spikelet.training import (  # noqa: E402
     load_prophet,
     load_target,
 )
-from spikelet.training.prophet.acceptance import Chain, coupled_acceptance  # noqa: E402
+from spikelet.training.prophet.acceptance import (  # noqa: E402
+    Chain,
+    coupled_acceptance,
+    token_acceptance,
+)
 from spikelet.training.prophet.drafts import guesses, teach  # noqa: E402
 from spikelet.training.prophet.export import fingerprint  # noqa: E402
 from training.test_prophet import tiny_target  # noqa: E402
@@ -47,7 +51,7 @@ def pair(folder: Path, shape: dict[str, Any]) -> Path:
     return folder
 
 
-def expected(folder: Path, ids: list[int], chain: Chain) -> list[float]:
+def expected(folder: Path, ids: list[int], chain: Chain, verify: str) -> list[float]:
     """How likely torch thinks that a guess of each token would be accepted; nan where none is."""
     target = load_target(folder)
     prophet = load_prophet(folder, target)
@@ -61,7 +65,8 @@ def expected(folder: Path, ids: list[int], chain: Chain) -> list[float]:
         if chain.temperature == 0:
             found = (drawn[q.argmax(-1)] == p.argmax(-1)).double()
         else:
-            found = coupled_acceptance(p[:, drawn], q)
+            judge = coupled_acceptance if verify == "coupled" else token_acceptance
+            found = judge(p[:, drawn], q)
     return [float("nan")] * (len(ids) - len(found)) + found.tolist()
 
 
@@ -76,13 +81,14 @@ def drafted_places(tokens: list[spikelet.Token], first: int) -> list[int]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("verify", ["coupled", "token"])
 @pytest.mark.parametrize("chain", [Chain(1.0), Chain(0.7, 0.9), Chain(0.0)])
 def test_r23_acceptance_is_that_of_torch(
-    tmp_path: Path, shape: dict[str, Any], chain: Chain
+    tmp_path: Path, shape: dict[str, Any], chain: Chain, verify: str
 ) -> None:
     folder = pair(tmp_path / "model", shape)
     model = spikelet.load(folder, threads=1)
-    config = spikelet.SpeculativeConfig(method="prophet", num_speculative_tokens=1)
+    config = spikelet.SpeculativeConfig("prophet", num_speculative_tokens=1, verify=verify)
     prompt = list(range(7, 15))
     accepted = should = spread = 0.0
     drafts = 0
@@ -92,7 +98,7 @@ def test_r23_acceptance_is_that_of_torch(
             seed=seed, speculative=config,
         ).run()  # fmt: skip
         places = drafted_places(done.tokens, len(prompt))
-        chances = expected(folder, [*prompt, *done.ids], chain)
+        chances = expected(folder, [*prompt, *done.ids], chain, verify)
         assert done.stats.num_draft_tokens == len(places)
         drafts += len(places)
         accepted += done.stats.num_accepted_tokens
