@@ -6,12 +6,15 @@ mod files;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use files::{golden, legacy_start, sample, tests_folder};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use spikelet::config::ModelType;
+use spikelet::draft::{TableFile, TableOptions, build_table};
+use spikelet::model::{LoadOptions, Model, Prophet};
 use spikelet::weights::{Checkpoint, Dtype, Quantization, SafetensorsFile, quantize, save_safetensors};
 use spikelet_simd::{Cpu, Level, WeightFormat};
 
@@ -125,6 +128,16 @@ fn read_everything(path: &Path) {
 
 /// Changes the seeds at random; `write` puts the bytes where they belong and gives the path to open.
 fn mutate(cases: u32, seeds: &[Vec<u8>], write: impl Fn(&Path, &[u8]) -> std::path::PathBuf) {
+    mutate_for(cases, seeds, write, read_everything);
+}
+
+/// The same for files that are read in another way.
+fn mutate_for(
+    cases: u32,
+    seeds: &[Vec<u8>],
+    write: impl Fn(&Path, &[u8]) -> std::path::PathBuf,
+    read_everything: impl Fn(&Path),
+) {
     let folder = tempfile::tempdir().expect("a folder");
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(cases);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
@@ -133,7 +146,7 @@ fn mutate(cases: u32, seeds: &[Vec<u8>], write: impl Fn(&Path, &[u8]) -> std::pa
         let mut file = seeds[seed].clone();
         changes.iter().for_each(|change| apply(&mut file, change, seeds));
         let path = write(folder.path(), &file);
-        let read = std::panic::catch_unwind(|| read_everything(&path));
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| read_everything(&path)));
         prop_assert!(read.is_ok(), "a panic");
         Ok(())
     });
@@ -254,6 +267,46 @@ fn child_texts() {
     mutate(400, &[index], beside("expected_f32.safetensors", "s.safetensors", "model.safetensors.index.json"));
 }
 
+/// A prophet's weights and configuration, and a table: read, and used if they can be.
+#[test]
+#[ignore = "run in a child process with little memory by the test below"]
+fn child_prophets() {
+    for name in ["spikegpt-tiny", "rwkv4-tiny"] {
+        let options = LoadOptions { threads: Some(1), ..LoadOptions::default() };
+        let model = Model::load(&golden(name), &options).expect("sound");
+        let folder = tests_folder().join("data/prophet").join(name);
+        let files = ["config.json", "model.safetensors"];
+        for changed in files {
+            let seed = read(&folder.join(changed));
+            let write = |to: &Path, bytes: &[u8]| {
+                for file in files {
+                    std::fs::copy(folder.join(file), to.join(file)).expect("copied");
+                }
+                std::fs::write(to.join(changed), bytes).expect("written");
+                to.to_owned()
+            };
+            mutate_for(300, &[seed], write, |path| {
+                if let Ok(prophet) = Prophet::load(path, &model) {
+                    let mut runner = prophet.runner();
+                    runner.begin(1);
+                    runner.step(&[(0, &[3, 4])], &[0.5; 128]).expect("ids of the vocabulary");
+                    assert_eq!(runner.logits().len(), prophet.draft_ids().len());
+                }
+            });
+        }
+    }
+    let texts = [[1, 2, 3, 4, 5, 6, 7].repeat(9), [2, 3, 9].repeat(9)];
+    let path = tempfile::NamedTempFile::new().expect("a file");
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    build_table(path.path(), &texts, 10, &TableOptions::default(), go_on).expect("built");
+    mutate_for(600, &[read(path.path())], one_file("ngram.safetensors"), |path| {
+        if let Ok(table) = TableFile::open(path, 10) {
+            let guessed = (0..60).filter_map(|end| table.next(&texts[0][..end]));
+            assert!(guessed.into_iter().all(|(token, confidence)| token < 10 && confidence <= 1.0));
+        }
+    });
+}
+
 /// 512 MiB of address space for a child that reads files of a few kilobytes.
 fn in_little_memory(child: &str) {
     #[cfg(unix)]
@@ -279,6 +332,11 @@ fn changed_pickles() {
 #[test]
 fn changed_configs_and_indexes() {
     in_little_memory("child_texts");
+}
+
+#[test]
+fn changed_prophets_and_tables() {
+    in_little_memory("child_prophets");
 }
 
 #[test]
