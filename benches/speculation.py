@@ -166,7 +166,8 @@ def main() -> None:
     forced.add_argument("--shapes", default="SpikeGPT-216M", help="default: %(default)s")
     forced.add_argument("--formats", default="bf16,q8", help="default: %(default)s")
     forced.add_argument("--acceptance", default="0.5,0.7,0.9", help="default: %(default)s")
-    forced.add_argument("--lengths", default="auto", help="of drafts; default: %(default)s")
+    # A random prophet is sure of nothing, so the engine's own choice has nothing to go by.
+    forced.add_argument("--lengths", default="2,4,6", help="of drafts; default: %(default)s")
     forced.add_argument("--cache", type=Path, default=shapes.default_cache())
     for command in (models, forced):
         command.add_argument("--threads", type=int)
