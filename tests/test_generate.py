@@ -181,8 +181,10 @@ def test_nothing_leaks_from_call_to_call(writer: spikelet.Model) -> None:
 
 def test_interleaved_generations_give_what_each_gives_alone(writer: spikelet.Model) -> None:
     prompts = ["one", "another", "a third"]
-    alone = [writer.generate(p, seed=9, max_new_tokens=25).run().ids for p in prompts]
-    together = [writer.generate(p, seed=9, max_new_tokens=25) for p in prompts]
+    alone = [
+        writer.generate(p, seed=9, max_new_tokens=25, ignore_eos=True).run().ids for p in prompts
+    ]
+    together = [writer.generate(p, seed=9, max_new_tokens=25, ignore_eos=True) for p in prompts]
     for _ in range(25):
         for generation in together:
             next(generation)

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spikelet_simd::quant::{QuantizedView, blocks_of, code_bytes_of};
-use spikelet_simd::{Matrix, WeightFormat};
+use spikelet_simd::{Cpu, Matrix, WeightFormat};
 
 use super::Model;
 use super::loader::{Embedding, LayerNorm, Loader};
@@ -33,11 +33,17 @@ use crate::error::{Error, Result};
 use crate::state::{Slot, StateLayout, StatePool};
 use crate::weights::{MatrixView, ProphetConfig, ProphetFiles, matrix_format, prophet_folder};
 
+/// A prophet of fewer bytes in its file runs on one thread: its matrices lie in the caches of one core, and are read in less time
+/// than threads take to meet.
+const MANY_THREADS_FROM: usize = 1 << 20;
+
 /// A loaded prophet of a loaded model. Like the model it never changes and may be shared.
 pub struct Prophet {
     model: Arc<Model>,
     config: ProphetConfig,
     draft_ids: Vec<u32>,
+    /// Where that is not the model's own.
+    cpu: Option<Cpu>,
     layout: StateLayout,
     emb: Embedding,
     ln_hidden: LayerNorm,
@@ -75,7 +81,11 @@ impl Prophet {
         };
         let progress = &mut |_: u64, _: u64| ControlFlow::Continue(());
         let blocks_config = checkpoint.config().clone();
-        let mut loader = Loader::new(&checkpoint, &blocks_config, format, &model.cpu, progress)?;
+        let weights: usize =
+            checkpoint.names().map(|name| checkpoint.get(name).map_or(0, |tensor| tensor.bytes.len())).sum();
+        let cpu = (weights < MANY_THREADS_FROM).then(|| Cpu::new(model.cpu.level(), 1));
+        let mut loader =
+            Loader::new(&checkpoint, &blocks_config, format, cpu.as_ref().unwrap_or(&model.cpu), progress)?;
         let (wide, narrow) = (config.target_hidden_size, config.hidden_size);
         let ln_hidden = loader.layer_norm_over("ln_hidden", wide)?;
         let ln_emb = loader.layer_norm_over("ln_emb", wide)?;
@@ -95,6 +105,7 @@ impl Prophet {
         Ok(Arc::new(Self {
             emb: Embedding::of(&model.checkpoint, &model.config, model.format, "emb.weight"),
             model: Arc::clone(model),
+            cpu,
             config,
             draft_ids,
             layout,
@@ -112,6 +123,11 @@ impl Prophet {
     /// The model it guesses for.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// What it computes with.
+    pub fn cpu(&self) -> &Cpu {
+        self.cpu.as_ref().unwrap_or(&self.model.cpu)
     }
 
     /// Its shape.
@@ -220,7 +236,7 @@ impl ProphetRunner {
     /// If a row is none of those that were begun, has no tokens or comes twice, or the number of hidden states is another.
     pub fn step(&mut self, rows: &[(usize, &[u32])], hidden: &[f32]) -> Result<()> {
         let Self { prophet, states, slots, act, state_buffers, normed, fused, stand_ins, logits } = self;
-        let Prophet { model, config, ln_hidden, ln_emb, fuse, blocks, up, ln_out, head, .. } = &**prophet;
+        let Prophet { config, ln_hidden, ln_emb, fuse, blocks, up, ln_out, head, .. } = &**prophet;
         let (wide, narrow) = (config.target_hidden_size, config.hidden_size);
         let vocab_size = config.vocab_size;
         stand_ins.clear();
@@ -239,7 +255,7 @@ impl ProphetRunner {
                 PassRow { slot: slots[row], tokens, logits: LogitsWanted::Last, keep: &slots[row..=row] }
             })
             .collect();
-        let mut pass = Pass::new(&model.cpu, &pass_rows, states, state_buffers, None);
+        let mut pass = Pass::new(prophet.cpu(), &pass_rows, states, state_buffers, None);
         let (cpu, n) = (pass.cpu, pass.n());
         assert_eq!(hidden.len(), n * wide, "a hidden state for every token (left: found, right: needed)");
         act.prepare(n, narrow, config.intermediate_size);
