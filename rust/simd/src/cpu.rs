@@ -97,15 +97,32 @@ impl Cpu {
         });
     }
 
-    /// `y = x * mu + prev * (1 - mu)` over each of `n` rows of `mu.len()` channels.
-    pub fn token_mix(&self, x: &[f32], prev: &[f32], n: usize, mu: &[f32], y: &mut [f32]) {
-        let size = n * mu.len();
-        check("token_mix", &[("x", x.len(), size), ("prev", prev.len(), size), ("y", y.len(), size)]);
-        let y = &SharedMut::new(y);
-        self.rows(n, mu.len(), &|rows| {
-            // SAFETY: each task has its own rows.
-            let y = unsafe { y.part(rows.clone()) };
-            self.level.dispatch(TokenMix { x: &x[rows.clone()], prev: &prev[rows], mu, y });
+    /// Token shift: `y = x * mu + prev * (1 - mu)` for each pair of `mu` and `y`, where `prev` is `x` of the token before.
+    ///
+    /// `x` and each `y` are `[sum of lens][width]`, several sequences one after another; `before` is `[lens.len()][width]` and
+    /// comes before their first tokens.
+    pub fn token_mix<const K: usize>(
+        &self,
+        lens: &[usize],
+        before: &[f32],
+        x: &[f32],
+        mixes: [(&[f32], &mut [f32]); K],
+    ) {
+        let tokens = lens.iter().sum::<usize>();
+        for (mu, y) in &mixes {
+            let size = tokens * mu.len();
+            check(
+                "token_mix",
+                &[("before", before.len(), lens.len() * mu.len()), ("x", x.len(), size), ("y", y.len(), size)],
+            );
+        }
+        if x.is_empty() {
+            return;
+        }
+        let mu = mixes.each_ref().map(|(mu, _)| *mu);
+        let y = &mixes.map(|(_, y)| SharedMut::new(y));
+        self.split(tokens, 1, x.len() * K < SMALL_ROWS, &|tokens| {
+            self.level.dispatch(TokenMix { lens, before, x, mu, y, tokens });
         });
     }
 

@@ -3,7 +3,9 @@
 //! Sums over channels: lane `l` of 16 adds the elements `l, l + 16, l + 32, ..` in ascending order, then the lanes are added
 //! in one fixed tree (`l + (l + 8)`, then 4, 2, 1). A tail is filled up with values that change nothing.
 
+use crate::shared::SharedMut;
 use crate::{Isa, LANES, Level, Op};
+use std::ops::Range;
 
 /// Above this, `exp` is infinite (ln of the largest f32).
 const EXP_MAX: f32 = 88.722_84;
@@ -164,29 +166,45 @@ impl Op for LayerNorm<'_> {
     }
 }
 
-/// Rows of `mu.len()` channels: `y = x * mu + prev * (1 - mu)`.
-pub(crate) struct TokenMix<'a> {
+/// Some tokens of several sequences that lie one after another: `y = x * mu + prev * (1 - mu)` for each `mu` and `y`, where `prev` is
+/// the token before.
+pub(crate) struct TokenMix<'a, const K: usize> {
+    pub lens: &'a [usize],
+    /// `[lens.len()][width]`: what the first tokens of the sequences come after.
+    pub before: &'a [f32],
     pub x: &'a [f32],
-    pub prev: &'a [f32],
-    pub mu: &'a [f32],
-    pub y: &'a mut [f32],
+    pub mu: [&'a [f32]; K],
+    pub y: &'a [SharedMut<'a, f32>; K],
+    /// Each token belongs to one task only.
+    pub tokens: Range<usize>,
 }
 
-impl Op for TokenMix<'_> {
+impl<const K: usize> Op for TokenMix<'_, K> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let width = self.mu.len();
-        let rows = self.x.chunks_exact(width).zip(self.prev.chunks_exact(width));
-        for ((x, prev), y) in rows.zip(self.y.chunks_exact_mut(width)) {
-            let mut i = 0;
-            while i < width {
-                let end = width.min(i + LANES);
-                let mu = isa.load_part(&self.mu[i..end], 0.0);
-                let old = isa.mul(isa.load_part(&prev[i..end], 0.0), isa.sub(isa.splat(1.0), mu));
-                isa.store_part(isa.fma(isa.load_part(&x[i..end], 0.0), mu, old), &mut y[i..end]);
-                i = end;
+        let width = self.before.len() / self.lens.len();
+        let mut first = 0;
+        for (&len, before) in self.lens.iter().zip(self.before.chunks_exact(width)) {
+            for t in self.tokens.start.max(first)..self.tokens.end.min(first + len) {
+                let prev = if t == first { before } else { &self.x[(t - 1) * width..t * width] };
+                let row = t * width..(t + 1) * width;
+                let x = &self.x[row.clone()];
+                // SAFETY: the token belongs to this task.
+                let mut y = self.y.each_ref().map(|y| unsafe { y.part(row.clone()) });
+                let mut i = 0;
+                while i < width {
+                    let end = width.min(i + LANES);
+                    let (x, prev) = (isa.load_part(&x[i..end], 0.0), isa.load_part(&prev[i..end], 0.0));
+                    for (mu, y) in self.mu.iter().zip(&mut y) {
+                        let mu = isa.load_part(&mu[i..end], 0.0);
+                        let old = isa.mul(prev, isa.sub(isa.splat(1.0), mu));
+                        isa.store_part(isa.fma(x, mu, old), &mut y[i..end]);
+                    }
+                    i = end;
+                }
             }
+            first += len;
         }
     }
 }
@@ -416,28 +434,60 @@ mod tests {
     }
 
     #[test]
-    fn layer_norm_and_token_mix_at_every_length() {
+    fn layer_norm_at_every_length() {
         for_each_isa(|level| {
             let mut rng = Rng(13);
             for threads in [1, 2] {
                 let cpu = Cpu::new(level, threads);
                 for width in lengths().chain([100, 768]) {
                     let n = if width == 768 && !cfg!(miri) { 70 } else { 3 };
-                    let (x, prev) = (rng.vec(n * width), rng.vec(n * width));
+                    let x = rng.vec(n * width);
                     let (weight, bias) = (rng.vec(width), rng.vec(width));
                     let mut wanted = vec![f32::NAN; n * width];
                     let mut found = wanted.clone();
                     naive_layer_norm(&x, &weight, &bias, &mut wanted);
                     cpu.layer_norm(&x, n, &weight, &bias, EPS, &mut found);
                     assert_same_bits(&found, &wanted, level.name());
+                }
+            }
+        });
+    }
 
-                    found.fill(f32::NAN);
-                    cpu.token_mix(&x, &prev, n, &weight, &mut found);
-                    for i in 0..n * width {
-                        let mu = weight[i % width];
-                        wanted[i] = x[i].mul_add(mu, prev[i] * (1.0 - mu));
+    /// One sequence after another, one number at a time.
+    fn naive_token_mix(lens: &[usize], before: &[f32], x: &[f32], mu: &[f32]) -> Vec<f32> {
+        let (width, mut y) = (mu.len(), Vec::new());
+        for (i, &len) in lens.iter().enumerate() {
+            let mut prev = before[i * width..][..width].to_vec();
+            for _ in 0..len {
+                let x = &x[y.len()..][..width];
+                y.extend((0..width).map(|i| x[i].mul_add(mu[i], prev[i] * (1.0 - mu[i]))));
+                prev.copy_from_slice(x);
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn token_mix_at_every_length_for_one_sequence_and_several() {
+        for_each_isa(|level| {
+            let mut rng = Rng(19);
+            for threads in [1, 3] {
+                let cpu = Cpu::new(level, threads);
+                for width in lengths().chain([100, 768]) {
+                    // So many tokens of 768 channels that the threads share them, also within a sequence.
+                    let many: &[usize] = if width == 768 && !cfg!(miri) { &[1, 70, 0, 2] } else { &[2, 0, 1] };
+                    for lens in [many, &[1], &[]] {
+                        let n: usize = lens.iter().sum();
+                        let (x, before) = (rng.vec(n * width), rng.vec(lens.len() * width));
+                        let mus = [rng.vec(width), rng.vec(width), rng.vec(width)];
+                        let [mut a, mut b, mut c, mut alone] = [(); 4].map(|()| vec![f32::NAN; n * width]);
+                        let [mu_a, mu_b, mu_c] = &mus;
+                        cpu.token_mix(lens, &before, &x, [(mu_a, &mut a), (mu_b, &mut b), (mu_c, &mut c)]);
+                        cpu.token_mix(lens, &before, &x, [(mu_a, &mut alone)]);
+                        for (found, mu) in [&a, &b, &c, &alone].into_iter().zip([mu_a, mu_b, mu_c, mu_a]) {
+                            assert_same_bits(found, &naive_token_mix(lens, &before, &x, mu), level.name());
+                        }
                     }
-                    assert_same_bits(&found, &wanted, level.name());
                 }
             }
         });

@@ -44,7 +44,8 @@ fn generation(cpu: &Cpu, x: &[f32], results: &mut Vec<f32>) {
     results.extend(&y);
     cpu.layer_norm(x, TOKENS, &ones, &x[..WIDTH], 1e-5, &mut y);
     results.extend(&y);
-    cpu.token_mix(x, &sparse, TOKENS, &ones, &mut y);
+    // Sequences of one token, each after another one.
+    cpu.token_mix(&[1; TOKENS], &sparse, x, [(&ones, &mut y)]);
     exp_in_place(cpu.level(), &mut y);
     results.extend(&y);
     cpu.heaviside(&mut y);

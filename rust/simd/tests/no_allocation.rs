@@ -44,7 +44,7 @@ fn all_operations(cpu: &Cpu, w: &Matrix, b: &mut Buffers) {
         cpu.matmul(w, x, n, y);
         cpu.matmul_sparse(w, x, n, y);
         cpu.layer_norm(x, n, &b.ones, &b.ones, 1e-5, y);
-        cpu.token_mix(x, x, n, &b.ones, y);
+        cpu.token_mix(&[n - 1, 1], &b.state[..2 * WIDTH], x, [(&b.ones, y)]);
         cpu.wkv4(&[n - 1, 1], WIDTH, &b.ones, &b.ones, x, x, &mut b.state, Some(each), y);
         cpu.lif(&[n], WIDTH, None, x, &mut b.state[..WIDTH], Some(&mut each[..n * WIDTH]), y);
         cpu.sigmoid_mul(x, y);

@@ -16,9 +16,7 @@ pub struct Activations {
     pub x: Vec<f32>,
     /// The residual stream after a layer norm.
     pub xn: Vec<f32>,
-    /// `xn` of the token before, per row.
-    pub prev: Vec<f32>,
-    /// Mixes of `xn` and `prev`, the inputs of projections: for key, value and receptance.
+    /// Mixes of `xn` with that of the token before, the inputs of projections: for key, value and receptance.
     pub mixed: [Vec<f32>; 3],
     /// Key of time mixing.
     pub k: Vec<f32>,
@@ -39,9 +37,9 @@ pub struct Activations {
 impl Activations {
     /// Gives every buffer the length for `n` tokens. Debug builds poison them, so that a read before a write shows.
     pub fn prepare(&mut self, n: usize, hidden: usize, intermediate: usize) {
-        let Self { x, xn, prev, mixed, k, v, r, y, out, wide, wanted: _ } = self;
+        let Self { x, xn, mixed, k, v, r, y, out, wide, wanted: _ } = self;
         let [mixed_k, mixed_v, mixed_r] = mixed;
-        for buffer in [x, xn, prev, mixed_k, mixed_v, mixed_r, k, v, r, y, out] {
+        for buffer in [x, xn, mixed_k, mixed_v, mixed_r, k, v, r, y, out] {
             prepare(buffer, n * hidden);
         }
         prepare(wide, n * intermediate);
@@ -146,30 +144,28 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Token shift: `prev[t] = x[t - 1]` within each row, the state's value before the first token of a row. The state
-    /// becomes `x` of the last token.
-    pub fn shift(&mut self, field: &Range<usize>, x: &[f32], prev: &mut [f32]) {
+    /// Token shift: each `y` is the mix, by its `mu`, of `x` with that of the token before; before the first token of a row
+    /// comes the state's value. The state becomes `x` of the last token.
+    pub fn token_mix<const K: usize>(&mut self, field: &Range<usize>, x: &[f32], mixes: [(&[f32], &mut [f32]); K]) {
+        self.load(field);
+        let StateBuffers { lens, current, .. } = &*self.buffers;
+        self.cpu.token_mix(lens, current, x, mixes);
         let width = field.len();
-        let mut start = 0;
+        let mut end = 0;
         for row in self.rows {
-            let t = row.tokens.len();
-            let x = &x[start * width..(start + t) * width];
-            let prev = &mut prev[start * width..(start + t) * width];
-            prev[..width].copy_from_slice(&self.states.get(row.slot)[field.clone()]);
-            prev[width..].copy_from_slice(&x[..(t - 1) * width]);
-            for (i, &slot) in row.keep.iter().enumerate() {
-                // One slot takes the last token's value, several take one each.
-                let token = t - row.keep.len() + i;
-                let value = &x[token * width..(token + 1) * width];
-                self.states.get_mut(slot)[field.clone()].copy_from_slice(value);
+            end += row.tokens.len();
+            // One slot takes the last token's value, several take one each.
+            let tokens = end - row.keep.len()..end;
+            for (token, &slot) in tokens.zip(row.keep) {
+                self.states.get_mut(slot)[field.clone()].copy_from_slice(&x[token * width..(token + 1) * width]);
             }
-            start += t;
         }
     }
 
     /// WKV-4 over each row; `field` holds aa, bb and pp one after another.
     pub fn wkv4(&mut self, field: &Range<usize>, decay: &[f32], first: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
         self.load(field);
+        self.prepare_each(field);
         let StateBuffers { lens, current, each } = &mut *self.buffers;
         let each = self.every_state.then_some(each.as_mut_slice());
         self.cpu.wkv4(lens, decay.len(), decay, first, k, v, current, each, y);
@@ -181,6 +177,7 @@ impl<'a> Pass<'a> {
     pub fn lif(&mut self, neurons: &Neurons, site: (usize, usize), x: &[f32], y: &mut [f32]) {
         let Neurons { membrane: field, decay } = neurons;
         self.load(field);
+        self.prepare_each(field);
         let StateBuffers { lens, current, each } = &mut *self.buffers;
         let each_state = self.every_state.then_some(each.as_mut_slice());
         self.cpu.lif(lens, field.len(), decay.as_deref(), x, current, each_state, y);
@@ -218,12 +215,16 @@ impl<'a> Pass<'a> {
 
     /// Reads a field of every row's base slot.
     fn load(&mut self, field: &Range<usize>) {
-        let StateBuffers { current, each, .. } = &mut *self.buffers;
+        let current = &mut self.buffers.current;
         current.clear();
         for row in self.rows {
             current.extend_from_slice(&self.states.get(row.slot)[field.clone()]);
         }
-        prepare(each, if self.every_state { self.n * field.len() } else { 0 });
+    }
+
+    /// Makes room for a field's value after each token, if they are wanted.
+    fn prepare_each(&mut self, field: &Range<usize>) {
+        prepare(&mut self.buffers.each, if self.every_state { self.n * field.len() } else { 0 });
     }
 
     /// Leaves a field in the slots that every row keeps.

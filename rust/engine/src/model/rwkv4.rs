@@ -75,13 +75,11 @@ impl TimeMix {
 
     /// From `act.xn` to `act.out`.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations) {
-        let Activations { xn, prev, mixed, k, v, r, y, out, .. } = act;
-        let (cpu, n) = (pass.cpu, pass.n());
+        let Activations { xn, mixed, k, v, r, y, out, .. } = act;
+        let cpu = pass.cpu;
         let [mixed_k, mixed_v, mixed_r] = mixed;
-        pass.shift(&self.shift, xn, prev);
-        cpu.token_mix(xn, prev, n, &self.mix_k, mixed_k);
-        cpu.token_mix(xn, prev, n, &self.mix_v, mixed_v);
-        cpu.token_mix(xn, prev, n, &self.mix_r, mixed_r);
+        let mixes = [(&*self.mix_k, &mut **mixed_k), (&self.mix_v, mixed_v), (&self.mix_r, mixed_r)];
+        pass.token_mix(&self.shift, xn, mixes);
         pass.linears([(&self.key, mixed_k, k), (&self.value, mixed_v, v), (&self.receptance, mixed_r, r)]);
         pass.wkv4(&self.wkv, &self.decay, &self.first, k, v, y);
         cpu.sigmoid_mul(r, y);
@@ -123,12 +121,10 @@ impl ChannelMix {
     /// From `act.xn` to `act.out`. `layer` is for a trace; block 0 of SpikeGPT's ffnPre form has two of these and
     /// traces the second.
     pub fn forward(&self, pass: &mut Pass<'_>, act: &mut Activations, layer: Option<usize>) {
-        let Activations { xn, prev, mixed, r, out, wide, .. } = act;
-        let (cpu, n) = (pass.cpu, pass.n());
+        let Activations { xn, mixed, r, out, wide, .. } = act;
+        let cpu = pass.cpu;
         let [mixed_k, _, mixed_r] = mixed;
-        pass.shift(&self.shift, xn, prev);
-        cpu.token_mix(xn, prev, n, &self.mix_k, mixed_k);
-        cpu.token_mix(xn, prev, n, &self.mix_r, mixed_r);
+        pass.token_mix(&self.shift, xn, [(&self.mix_k, mixed_k), (&self.mix_r, mixed_r)]);
         pass.linears([(&self.key, mixed_k, wide), (&self.receptance, mixed_r, r)]);
         cpu.relu_squared(wide);
         if let Some(layer) = layer {
