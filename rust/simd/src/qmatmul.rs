@@ -49,13 +49,14 @@ impl Op for Encode<'_> {
             let mut outliers = self.outliers;
             for (b, (x, codes)) in x.chunks(BLOCK).zip(codes.as_chunks_mut::<BLOCK>().0).enumerate() {
                 let here = outliers.iter().take_while(|&&i| (i as usize) < (b + 1) * BLOCK).count();
-                (scales[b], sums[b]) = if here == 0 {
-                    encode(isa, x, codes)
-                } else {
-                    let mut rest = [0.0; BLOCK];
-                    rest[..x.len()].copy_from_slice(x);
-                    outliers[..here].iter().for_each(|&i| rest[i as usize % BLOCK] = 0.0);
-                    encode(isa, &rest, codes)
+                (scales[b], sums[b]) = match x.first_chunk() {
+                    Some(whole) if here == 0 => encode(isa, whole, codes),
+                    _ => {
+                        let mut rest = [0.0; BLOCK];
+                        rest[..x.len()].copy_from_slice(x);
+                        outliers[..here].iter().for_each(|&i| rest[i as usize % BLOCK] = 0.0);
+                        encode(isa, &rest, codes)
+                    }
                 };
                 outliers = &outliers[here..];
             }

@@ -8,6 +8,7 @@
 use crate::pack::PANEL;
 pub(crate) use crate::tile::BLOCK;
 use crate::tile::clear;
+use crate::vecops::fold_lanes;
 use crate::{Isa, LANES};
 use std::ops::Range;
 
@@ -62,36 +63,31 @@ pub(crate) fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
     }
 }
 
-/// Turns one block of at most 64 activations into codes; returns scale and sum. A value that is not finite makes the scale NaN,
-/// so that it reaches the outputs.
+/// Turns one block of activations into codes; returns scale and sum. A value that is not finite makes the scale NaN, so that it
+/// reaches the outputs.
 #[inline(always)]
-pub(crate) fn encode<I: Isa>(isa: I, x: &[f32], codes: &mut [i8; BLOCK]) -> (f32, i32) {
+pub(crate) fn encode<I: Isa>(isa: I, x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, i32) {
     let zero = isa.splat(0.0);
+    let (parts, _) = x.as_chunks::<LANES>();
     let (mut largest, mut poison) = (zero, zero);
-    for part in x.chunks(LANES) {
-        let v = isa.load_part(part, 0.0);
+    for part in parts {
+        let v = isa.load(part);
         largest = isa.max(isa.max(v, isa.sub(zero, v)), largest);
         poison = isa.fma(v, zero, poison);
     }
-    let amax = isa.to_array(largest).into_iter().fold(0.0, |a: f32, b| if b > a { b } else { a });
-    let poison = isa.to_array(poison).into_iter().fold(0.0, |a: f32, b| a + b);
+    let amax = fold_lanes(isa, largest, |a, b| if b > a { b } else { a });
+    // Zero, or NaN: the order does not matter.
+    let poison = fold_lanes(isa, poison, |a, b| a + b);
     // The smallest magnitudes have no reciprocal in f32; such a block is zero beside everything else.
     let factor = if amax >= f32::MIN_POSITIVE * 256.0 { LARGEST / amax } else { 0.0 };
-    let mut sum = 0;
-    *codes = [0; BLOCK];
-    for (part, codes) in x.chunks(LANES).zip(codes.chunks_mut(LANES)) {
-        let v = isa.mul(isa.load_part(part, 0.0), isa.splat(factor));
+    for (part, codes) in parts.iter().zip(codes.as_chunks_mut::<LANES>().0) {
+        let v = isa.mul(isa.load(part), isa.splat(factor));
         // `max` gives its second operand where the first is NaN, so every value ends up in range.
         let v = isa.max(v, isa.splat(-LARGEST));
         let v = isa.select_gt(v, isa.splat(LARGEST), isa.splat(LARGEST), v);
-        let lanes = isa.to_array(isa.add(v, isa.splat(MAGIC)));
-        for (code, lane) in codes.iter_mut().zip(lanes) {
-            *code = lane.to_bits() as i8;
-        }
+        *codes = isa.to_array(isa.add(v, isa.splat(MAGIC))).map(|lane| lane.to_bits() as i8);
     }
-    for &code in codes.iter() {
-        sum += i32::from(code);
-    }
+    let sum = codes.iter().map(|&code| i32::from(code)).sum();
     let scale = if factor > 0.0 { amax / LARGEST } else { 0.0 };
     (scale + poison, sum)
 }

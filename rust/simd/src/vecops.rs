@@ -47,11 +47,17 @@ pub(crate) fn sigmoid<I: Isa>(isa: I, x: I::V) -> I::V {
 /// The sum of the 16 lanes, by halves.
 #[inline(always)]
 pub(crate) fn sum_lanes<I: Isa>(isa: I, v: I::V) -> f32 {
+    fold_lanes(isa, v, |a, b| a + b)
+}
+
+/// What `join` makes of the 16 lanes, by halves.
+#[inline(always)]
+pub(crate) fn fold_lanes<I: Isa>(isa: I, v: I::V, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = isa.to_array(v);
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
-            lanes[i] += lanes[i + half];
+            lanes[i] = join(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
