@@ -6,6 +6,9 @@ use crate::vecops::exp;
 use crate::{Isa, LANES, Op};
 use std::ops::Range;
 
+/// Tokens that are fetched ahead of time.
+const AHEAD: usize = 8;
+
 /// Several sequences laid one after another, for some of the channels.
 pub(crate) struct Sequences<'a> {
     pub lens: &'a [usize],
@@ -25,6 +28,13 @@ impl Sequences<'_> {
     #[inline(always)]
     fn load<I: Isa>(&self, isa: I, x: &[f32], row: usize, vector: usize) -> I::V {
         isa.load_part(&x[self.at(row, vector)], 0.0)
+    }
+
+    /// Asks for what will be needed some tokens after `row`: a vector's channels of one token and the next lie too far apart for the
+    /// processor to foresee them.
+    #[inline(always)]
+    fn fetch_ahead<I: Isa>(&self, isa: I, x: *const f32, row: usize, vector: usize) {
+        isa.prefetch(x.wrapping_add((row + AHEAD) * self.width + vector * LANES), true);
     }
 
     #[inline(always)]
@@ -80,6 +90,9 @@ impl Recurrence for Wkv4<'_> {
         let mut bb = s.load_state(isa, self.state, 3 * sequence + 1, vector);
         let mut pp = s.load_state(isa, self.state, 3 * sequence + 2, vector);
         for token in tokens {
+            for x in [self.k.as_ptr(), self.v.as_ptr(), self.y.start()] {
+                s.fetch_ahead(isa, x, token, vector);
+            }
             let k = s.load(isa, self.k, token, vector);
             let v = s.load(isa, self.v, token, vector);
 
@@ -135,6 +148,9 @@ impl Recurrence for Lif<'_> {
         let decay = self.decay.map_or(isa.splat(0.5), |k| s.load(isa, k, 0, vector));
         let mut potential = s.load_state(isa, self.state, sequence, vector);
         for token in tokens {
+            for x in [self.x.as_ptr(), self.y.start()] {
+                s.fetch_ahead(isa, x, token, vector);
+            }
             let x = s.load(isa, self.x, token, vector);
             let h = isa.add(potential, isa.mul(isa.sub(x, potential), decay));
             s.store(isa, isa.select_ge(h, one, one, zero), self.y, token, vector);
