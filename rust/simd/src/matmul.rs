@@ -30,6 +30,11 @@ pub(crate) fn stream_stride(width: usize) -> usize {
     (width.div_ceil(LANES) | 1) * LANES
 }
 
+/// Whether tokens that lie one after another are read as fast. They are not if all of them fall on one or two sets of the cache's 64.
+pub(crate) fn streams_as_is(width: usize) -> bool {
+    width.is_multiple_of(LANES) && !width.is_multiple_of(32 * LANES)
+}
+
 /// Length of the copy of `n` tokens that `blocked` reads: `[chunks][n][CHUNK_STRIDE]`.
 pub(crate) fn blocked_len(width: usize, n: usize) -> usize {
     width.div_ceil(CHUNK) * n * CHUNK_STRIDE

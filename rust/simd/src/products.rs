@@ -109,8 +109,8 @@ impl Cpu {
             return Prepared { w, n, y, x: Inputs::Codes { codes, outliers } };
         }
         let (width, stride) = (w.inputs(), matmul::stream_stride(w.inputs()));
-        if n == 1 {
-            return Prepared { w, n, y, x: Inputs::Floats { x, stride: x.len() } };
+        if n == 1 || matmul::streams_as_is(width) {
+            return Prepared { w, n, y, x: Inputs::Floats { x, stride: width } };
         }
         grow(&mut scratch.x, n * stride);
         for (from, to) in x.chunks_exact(width.max(1)).zip(scratch.x.chunks_exact_mut(stride)) {

@@ -143,9 +143,15 @@ impl Picks {
         let mut count = 0;
         for block in (0..width).step_by(BLOCK) {
             let before = count;
-            for i in block..width.min(block + BLOCK) {
+            let here = block..width.min(block + BLOCK);
+            let mut wanted = [false; BLOCK];
+            for t in 0..n {
+                let x = &x[t * width..][here.clone()];
+                wanted.iter_mut().zip(x).for_each(|(wanted, &x)| *wanted |= x != 0.0);
+            }
+            for (i, wanted) in here.zip(wanted) {
                 inputs[count] = i as u32;
-                count += usize::from((0..n).fold(false, |any, t| any | (x[t * width + i] != 0.0)));
+                count += usize::from(wanted);
             }
             if count > before {
                 ends.push(count as u32);
