@@ -34,6 +34,7 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 24},
     {"block": "spikegpt"},
     {"num_leading": 1, "draft_vocab": 300},
+    {"num_leading": 4},
 ]
 
 
