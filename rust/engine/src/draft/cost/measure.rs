@@ -16,6 +16,8 @@ use crate::state::Slot;
 const TOKENS: [usize; 14] = [1, 4, 8, 2, 6, 16, 3, 5, 7, 12, 32, 64, 24, 48];
 /// These are timed for any model, however slow.
 const AT_LEAST: usize = 3;
+/// Further tries of what seems to have been interrupted.
+const MORE: usize = 4;
 /// Rows that drafting is timed for.
 const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Tokens of a timed draft: one, and so many.
@@ -117,9 +119,20 @@ fn in_turns(
             }
         }
     }
-    let mut undisturbed: Vec<_> = found.into_iter().map(|(size, mut times)| (size, good(&mut times))).collect();
-    undisturbed.sort_by_key(|(size, _)| *size);
-    Ok(undisturbed)
+    found.sort_by_key(|(size, _)| *size);
+    for i in 1..found.len() {
+        // Dearer by the token than a smaller pass: it was interrupted every time, which would be remembered.
+        let (smaller, least) = (found[i - 1].0, good(&mut found[i - 1].1));
+        let (size, times) = &mut found[i];
+        let most = 1.5 * least * *size as f64 / smaller as f64;
+        for turn in 0..MORE {
+            if good(times) <= most {
+                break;
+            }
+            times.push(time(*size, turn)?);
+        }
+    }
+    Ok(found.into_iter().map(|(size, mut times)| (size, good(&mut times))).collect())
 }
 
 fn good(times: &mut [f64]) -> f64 {
@@ -216,6 +229,16 @@ mod tests {
         });
         assert_eq!(found.expect("no error"), [(1, 1e-3), (2, 2e-3), (4, 4e-3)]);
         assert_eq!(calls, 27);
+    }
+
+    #[test]
+    fn what_was_interrupted_is_timed_again() {
+        let mut calls = 0;
+        let found = in_turns(&[1, 4, 8], Effort { seconds: 0.0, rounds: 15 }, &mut |size, _| {
+            calls += 1;
+            Ok(if calls == 3 { 1.0 } else { size as f64 * 1e-3 })
+        });
+        assert_eq!((found.expect("no error"), calls), (vec![(1, 1e-3), (4, 4e-3), (8, 8e-3)], 4));
     }
 
     #[test]
