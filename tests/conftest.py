@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import spikelet
+
+# What the engine measures of a machine is no concern of the user's cache while tests keep it busy.
+_cache = tempfile.TemporaryDirectory(prefix="spikelet-cache-")
+os.environ["SPIKELET_CACHE"] = _cache.name
 
 GOLDEN = Path(__file__).parent / "golden"
 
