@@ -14,7 +14,7 @@
 //!
 //! This holds in the floating-point environment that every thread starts with: round to nearest, subnormals kept.
 //!
-//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`line`], [`race`], [`quant`], [`encode`], [`pack`], [`tile`], [`qtile`],
+//! Layers, from the ground up: [`portable`], `avx2`, `avx512`, `neon` (intrinsics only), [`vecops`], [`mod@line`], [`race`], [`quant`], [`encode`], [`pack`], [`tile`], [`qtile`],
 //! [`matmul`], [`qmatmul`], [`recurrence`], [`pool`], [`products`], and [`Cpu`], which joins an instruction set with threads and is what callers use.
 //!
 //! ```
