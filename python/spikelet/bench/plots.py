@@ -13,6 +13,8 @@ from spikelet.bench import theory
 from spikelet.bench.report import Report, Row
 
 SIZE = (8, 4.5)
+FEW = 6
+"""Names that a legend has inside its chart."""
 LINES = ("o-", "s--", "^-.", "v-", "D--", "x-.")
 
 
@@ -88,11 +90,14 @@ def finish(axes: Any, xlabel: str, ylabel: str, title: str, report: Report) -> b
     forced = any(row.text == "forced" for row in report.rows)
     note = "forced acceptance: not the model's text\n" if forced else ""
     models = ", ".join(dict.fromkeys(row.model for row in report.rows))
-    axes.set_title(f"{note}{title}; {models}; {report.machine['cpu']}", fontsize=9)
+    axes.set_title(f"{note}{title}\n{models}; {report.machine['cpu']}", fontsize=9)
     axes.grid(alpha=0.3)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(fontsize=6, loc="upper right" if ylabel == "" else "best")
+        if len(handles) > FEW:
+            axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        else:
+            axes.legend(fontsize=6, loc="upper right" if ylabel == "" else "best")
     return True
 
 
