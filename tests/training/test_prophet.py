@@ -117,7 +117,7 @@ def test_losses_are_what_they_say(loss: str) -> None:
             hard = -line.log_softmax(-1)
             soft = -(line / 0.7).log_softmax(-1)
             accepted = torch.minimum(p, (-soft).exp()).sum()
-            share = math.exp(-3 * accepted)
+            share = math.exp(-3 * float(accepted.detach()))
             if loss == "ce":
                 losses += [hard[token]] if token < 40 else []
             elif loss == "kl":

@@ -145,7 +145,10 @@ def _blocks(config: ProphetConfig, target: Config) -> list[nn.Module]:
         if config.block == "rwkv4":
             blocks.append(rwkv4.Block(RWKV4Config(**shape), layer))
         else:
-            blocks.append(spikegpt.Block(SpikeGPTConfig(**shape, model_type="RWKV"), layer))
+            # Drafts are short and the network is small: nothing of it is left out while it learns.
+            blocks.append(
+                spikegpt.Block(SpikeGPTConfig(**shape, model_type="RWKV", dropout=0.0), layer)
+            )
         blocks[-1].ln0 = None  # fuse has read normed inputs
     return blocks
 
