@@ -73,9 +73,20 @@ pub(super) struct Drafting {
     seats: Vec<Seat>,
     /// Made when a row that leaves the choice open has the first chance of a draft.
     chooser: Option<Chooser>,
+    /// Rounds in a row for which nothing was drafted.
+    idle: u32,
+    /// Rounds that pass without a look at what could be drafted.
+    asleep: u32,
     /// Tokens that a drafter is told of.
     read: Vec<u32>,
 }
+
+/// After so many rounds without a draft ..
+const IDLE: u32 = 4;
+/// .. so many are decoded as if there were no drafters: looking at them costs some microseconds, which in a small model counts.
+const SLEEP: u32 = 7;
+/// Rounds before it wakes from which drafters hear again what is read.
+const STIRRING: u32 = 4;
 
 impl Drafting {
     pub(super) fn new(companions: Option<Arc<Companions>>) -> Self {
@@ -157,7 +168,13 @@ impl Drafting {
         if !rows.iter().any(|row| !row.speculation.drafters.is_empty() && row.most_guesses() > 0) {
             return Ok(());
         }
+        if self.asleep > 0 && rows.iter().all(Row::is_open) {
+            self.asleep -= 1;
+            return Ok(());
+        }
         let proposed = self.propose_all(rows, most_tokens);
+        self.idle = if rows.iter().all(|row| row.draft.tokens.is_empty()) { self.idle + 1 } else { 0 };
+        self.asleep = if self.chooser.is_some() && self.idle >= IDLE { SLEEP } else { 0 };
         if proposed.is_err() {
             rows.iter_mut().for_each(Row::clear_draft);
         }
@@ -212,6 +229,9 @@ impl Drafting {
             let judged = (accepted + 1).min(row.used + usize::from(beyond.is_some()));
             let accepted = accepted + usize::from(came_true);
             chooser.observe(source, &mut row.speculation.record, &row.draft.confidence, judged, accepted);
+        }
+        if self.asleep > STIRRING && row.is_open() {
+            return;
         }
         self.read.clear();
         self.read.extend_from_slice(row.last_read(1));
