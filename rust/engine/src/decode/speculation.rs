@@ -9,8 +9,8 @@ use super::row::Row;
 use crate::backend::Runner;
 use crate::draft::chooser::{Chooser, Cut, RowRecord};
 use crate::draft::{
-    Companions, Draft, DraftRow, Drafter, MAX_DRAFT, Method, NGram, ProphetDrafter, SecondModel, Source,
-    SpeculativeConfig, Table, Verify,
+    Companions, Draft, DraftRow, Drafter, MAX_DRAFT, Method, NGram, ProphetDrafter, SecondModel, SpeculativeConfig,
+    Table, Verify,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -62,7 +62,7 @@ struct Seat {
 impl Seat {
     /// Whether its guesses are looked up rather than computed.
     fn is_free(&self) -> bool {
-        matches!(self.drafter.source(), Source::NGram | Source::Table)
+        self.drafter.source().is_free()
     }
 }
 
@@ -399,8 +399,11 @@ impl Open<'_> {
             self.chooser.row(row.most_guesses(), None);
             let record = &row.speculation.record;
             if let Some(source) = row.draft.source {
-                let free = matches!(source, Source::NGram | Source::Table);
-                let cut = if free || row.speculation.verify == Verify::Coupled { Cut::Anywhere } else { Cut::Last };
+                let cut = if source.is_free() || row.speculation.verify == Verify::Coupled {
+                    Cut::Anywhere
+                } else {
+                    Cut::Last
+                };
                 self.chooser.offer_ready(source, record, &row.draft.confidence, cut);
             }
             for seat in

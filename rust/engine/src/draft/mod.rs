@@ -47,6 +47,11 @@ impl Source {
     /// All of them, in the order of their discriminants.
     pub const ALL: [Self; 5] = [Self::NGram, Self::Table, Self::Prophet, Self::Model, Self::Own];
 
+    /// Whether its guesses are looked up rather than computed: they cost next to nothing.
+    pub fn is_free(self) -> bool {
+        matches!(self, Self::NGram | Self::Table)
+    }
+
     /// The name users see.
     pub fn name(self) -> &'static str {
         match self {
@@ -89,13 +94,6 @@ impl Draft {
         self.confidence.clear();
         self.drawn.clear();
         self.source = None;
-    }
-
-    /// Drops all but the first `n` guesses.
-    pub fn truncate(&mut self, n: usize) {
-        self.tokens.truncate(n);
-        self.confidence.truncate(n);
-        self.drawn.truncate(n);
     }
 }
 
