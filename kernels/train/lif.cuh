@@ -1,6 +1,7 @@
 // Leaky integrate-and-fire neurons: h = v + (x - v) decay, a spike where h >= 1, then v = 0 there and v = h elsewhere.
 // The arithmetic is that of rust/simd/src/train/lif.rs, operation by operation.
 #pragma once
+#include "recurrence.cuh"
 #include "train/columns.cuh"
 
 /// What stands for the derivative of the step, by the number that the launcher passes.
@@ -19,11 +20,6 @@ __device__ __forceinline__ float surrogate_slope(u32 kind, float alpha, float z)
     const float root = fmaf(alpha, z < 0.0f ? 0.0f - z : z, 1.0f);  // 1 / (1 + alpha |z|)^2
     return 1.0f / (root * root);
 }
-
-__device__ __forceinline__ float lif_charge(float v, float x, float decay) { return v + (x - v) * decay; }
-
-/// What is left after a spike: nothing.
-__device__ __forceinline__ float lif_reset(float h) { return h >= 1.0f ? 0.0f : h; }
 
 template <class T>
 struct LifForward {

@@ -1,32 +1,8 @@
 // WKV-4, forward and backward (RWKV, Peng et al. 2023, eq. 14; numerically stable form of appendix D).
 // The arithmetic is that of rust/simd/src/train/wkv.rs, operation by operation.
 #pragma once
+#include "recurrence.cuh"
 #include "train/columns.cuh"
-
-/// The running sums: aa exp(pp) and bb exp(pp) are those of the paper.
-struct WkvState {
-    float aa, bb, pp;
-};
-
-/// exp(a - m) and exp(b - m) for m = max(a, b): one of the two is 1, so one exp will do.
-struct ExpPair {
-    float a, b;
-
-    __device__ __forceinline__ ExpPair(float x, float y) {
-        const float xy = x - y, yx = y - x;
-        const float small = exp_exact(0.0f - (xy > yx ? xy : yx));
-        a = x >= y ? 1.0f : small;
-        b = x >= y ? small : 1.0f;
-    }
-};
-
-__device__ __forceinline__ void wkv4_advance(WkvState &s, float w, float k, float v) {
-    const float decayed = s.pp + w;
-    const ExpPair d(decayed, k);
-    s.aa = fmaf(d.a, s.aa, d.b * v);
-    s.bb = fmaf(d.a, s.bb, d.b);
-    s.pp = decayed > k ? decayed : k;
-}
 
 __device__ __forceinline__ WkvState wkv4_load_state(const float *state, const Column &at) {
     return {state[at.state(0)], state[at.state(1)], state[at.state(2)]};
@@ -56,8 +32,7 @@ __device__ __forceinline__ void wkv4_forward(const Wkv4Forward<T> &p) {
     walk(
         p.dims.time, [&](u32 t) { return KeyValue{widen(p.k[at.token(t)]), widen(p.v[at.token(t)])}; },
         [&](u32 t, KeyValue in) {
-            const ExpPair e(s.pp, u + in.k);
-            p.y[at.token(t)] = fmaf(e.a, s.aa, e.b * in.v) / fmaf(e.a, s.bb, e.b);
+            p.y[at.token(t)] = wkv4_read(s, u, in.k, in.v);
             wkv4_advance(s, w, in.k, in.v);
         });
     p.state_out[at.state(0)] = s.aa;
