@@ -3,7 +3,8 @@
     python benches/batch.py [--quick] [--shapes ..] [--formats ..] [--threads ..]
 
 Through the public `generate_batch`, greedily, from prompts of one token that differ, so that every
-pass decodes; the clock runs over the whole call. Numbers of rows and the roofline are measured in turns.
+pass decodes; the clock runs over the whole call. Numbers of rows and the roofline are measured in
+turns.
 """
 
 from __future__ import annotations

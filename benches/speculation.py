@@ -2,11 +2,13 @@
 
     python benches/speculation.py models bundled path/to/model ..
     python benches/speculation.py forced [--shapes ..] [--formats ..] [--acceptance 0.5,0.7,0.9]
+    python benches/speculation.py copying [--shapes ..] [--formats ..]
 
 `models` takes trained models as they are, with all that they bring along. `forced` takes random
 models of published shapes with a random prophet of the usual size (one block, 8,192 tokens it can
 guess, tied head: 7 % of the model's weights), and accepts its guesses with a given probability: it
-shows what the machine does at such a rate, and the text is not the model's. Both write
+shows what the machine does at such a rate, and the text is not the model's. `copying` takes such
+models from where their text repeats itself: there it is theirs. All write
 `results/speculation-NAME.json` and charts, unless they are quick.
 """
 
@@ -140,6 +142,44 @@ def measure_forced(args: argparse.Namespace) -> list[bench.Report]:
     return found
 
 
+def measure_copying(args: argparse.Namespace) -> list[bench.Report]:
+    """Random models of true shapes, from where their greedy text repeats itself."""
+    found = []
+    for name in args.shapes.split(","):
+        folder = shapes.model_folder(SHAPES[name], args.cache)
+        for dtype in args.formats.split(","):
+            model = spikelet.load(folder, dtype=dtype, threads=args.threads)
+            found.append(
+                bench.run(
+                    model,
+                    prompts={"copy": [repeating(model)]},
+                    methods=["ngram"],
+                    num_speculative_tokens=lengths(args.lengths),
+                    temperatures=[0.0],
+                    max_new_tokens=24 if args.quick else args.tokens,
+                    repetitions=args.repetitions,
+                )
+            )
+    return found
+
+
+def repeating(model: spikelet.Model) -> list[int]:
+    """A prompt from which the model's greedy text goes round in a circle.
+
+    Much of what a random model says next hangs on the last token alone, so sooner or later it comes
+    back to one that it was at before.
+    """
+    for seed in range(16):
+        prompt = np.random.default_rng(seed).integers(0, model.vocab_size, 16).tolist()
+        text = model.generate(
+            prompt, max_new_tokens=512, temperature=0.0, ignore_eos=True, speculative="off"
+        )
+        ids = [token.id for token in text]
+        if any(ids[-2 * n : -n] == ids[-n:] for n in range(8, 129)):
+            return prompt + ids
+    raise RuntimeError("no text of this model repeats itself")
+
+
 def lengths(text: str) -> list[int | str]:
     """Of drafts."""
     return [word if word == "auto" else int(word) for word in text.split(",")]
@@ -168,15 +208,23 @@ def main() -> None:
     forced.add_argument("--acceptance", default="0.5,0.7,0.9", help="default: %(default)s")
     # A random prophet is sure of nothing, so the engine's own choice has nothing to go by.
     forced.add_argument("--lengths", default="2,4,6", help="of drafts; default: %(default)s")
-    forced.add_argument("--cache", type=Path, default=shapes.default_cache())
-    for command in (models, forced):
+    copying = commands.add_parser("copying", help="random models that copy a passage")
+    copying.add_argument("--shapes", default="SpikeGPT-216M", help="default: %(default)s")
+    copying.add_argument("--formats", default="bf16,q8", help="default: %(default)s")
+    copying.add_argument(
+        "--lengths", default="auto,8,12,16", help="of drafts; default: %(default)s"
+    )
+    for command in (forced, copying):
+        command.add_argument("--cache", type=Path, default=shapes.default_cache())
+    for command in (models, forced, copying):
         command.add_argument("--threads", type=int)
         command.add_argument("--tokens", type=int, default=128, help="default: %(default)s")
         command.add_argument("--repetitions", type=int, default=5, help="default: %(default)s")
         command.add_argument("--quick", action="store_true", help="shorter; nothing is kept")
         command.add_argument("--name", help="of the results; default: the command's")
     args = parser.parse_args()
-    reports = measure_models(args) if args.command == "models" else measure_forced(args)
+    measure = {"models": measure_models, "forced": measure_forced, "copying": measure_copying}
+    reports = measure[args.command](args)
     print(joined(reports).table())
     if not args.quick:
         keep(reports, harness.RESULTS / f"speculation-{args.name or args.command}.json")

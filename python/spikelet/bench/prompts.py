@@ -6,7 +6,7 @@ Speculation pays as much as a text can be guessed, so one number for all texts w
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,16 +79,24 @@ def has_tokenizer(model: Model) -> bool:
 
 
 def token_ids(
-    model: Model, names: Sequence[str], own: dict[str, list[str]], count: int
+    model: Model,
+    names: Sequence[str],
+    own: Mapping[str, Sequence[str | Sequence[int]]],
+    count: int,
 ) -> dict[str, list[list[int]]]:
     """The first `count` prompts of each class as ids, so that no run has to encode.
 
     Raises:
         TokenizerError: a class of texts, and a model that reads ids only.
     """
-    texts = {name: bundled_prompts(name) for name in names if name != "random"} | own
+    texts: dict[str, Sequence[str | Sequence[int]]] = {}
+    texts |= {name: bundled_prompts(name) for name in names if name != "random"}
+    texts |= own
     found = {
-        name: [model.tokenizer.encode(prompt) for prompt in prompts[:count]]
+        name: [
+            model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            for prompt in prompts[:count]
+        ]
         for name, prompts in texts.items()
     }
     if "random" in names:

@@ -215,7 +215,7 @@ def run(
     model: Model | str | os.PathLike[str] | None = None,
     *,
     classes: Sequence[str] | None = None,
-    prompts: Mapping[str, Sequence[str]] | None = None,
+    prompts: Mapping[str, Sequence[str | Sequence[int]]] | None = None,
     temperatures: Sequence[float] = (0.0, 1.0),
     methods: Sequence[str] = ("auto",),
     num_speculative_tokens: Sequence[Count] = ("auto",),
@@ -235,7 +235,7 @@ def run(
         model: a model, or what `spikelet.load` takes.
         classes: of the package's prompts, see `CLASSES`. None: all that the model can read; none if
             `prompts` are given.
-        prompts: prompts of one's own by the name of their class.
+        prompts: prompts of one's own, as texts or as ids, by the name of their class.
         temperatures: 0 is greedy decoding. All other sampling options are off.
         methods: as in `SpeculativeConfig`. `"off"` is base decoding against itself: the noise.
         num_speculative_tokens: lengths of drafts, or `"auto"`.
@@ -265,8 +265,7 @@ def run(
         if value < least:
             raise OptionError(f"option `{name}` needs at least {least}, not {value}")
     names = [] if prompts and classes is None else texts.choose_classes(model, classes)
-    own = {name: list(given) for name, given in (prompts or {}).items()}
-    ids = texts.token_ids(model, names, own, prompts_per_class)
+    ids = texts.token_ids(model, names, prompts or {}, prompts_per_class)
     # Base decoding drafts nothing, of whatever length.
     ways = dict.fromkeys(
         (method, "auto" if method == "off" else count)
