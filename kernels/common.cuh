@@ -13,6 +13,10 @@
     extern "C" __global__ void __launch_bounds__(threads) name(const Params params) { function(params); }
 /// An array in the memory that a block shares, unwritten at first.
 #define SHARED(type, name, count) __shared__ type name[count]
+/// The array in that memory whose size is said at the launch.
+#define DYNAMIC_SHARED(type, name)                                    \
+    extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+    type *const name = reinterpret_cast<type *>(dynamic_shared)
 /// Here the emulator may let other threads go on; stands where threads could meet in memory without waiting.
 #define INTERLEAVE()
 #endif
@@ -54,4 +58,35 @@ __device__ __forceinline__ float exp_exact(float x) {
     if (x != x) return x;
     if (x < -87.33f) return 0.0f;
     return x > 88.72284f ? __uint_as_float(0x7f800000u) : y;
+}
+
+/// Adds 1 to a counter that other blocks wait for; they then see all that this thread has written or has seen written.
+__device__ __forceinline__ void arrive(u32 *counter) {
+#ifdef SPIKELET_SIMT
+    ++*counter;
+#else
+    asm volatile("fence.acq_rel.gpu;\n\tred.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(1u) : "memory");
+#endif
+}
+
+/// Waits until a counter, which may wrap, has come to `target`.
+__device__ __forceinline__ void await(const u32 *counter, u32 target) {
+#ifdef SPIKELET_SIMT
+    simt::wait_for(counter, target, "a counter");
+#else
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (int(seen - target) < 0);
+#endif
+}
+
+/// All blocks of a cooperative launch wait for one another: `counter` grows by gridDim.x each time, to `target`.
+__device__ __forceinline__ void grid_barrier(u32 *counter, u32 target) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        arrive(counter);
+        await(counter, target);
+    }
+    __syncthreads();
 }

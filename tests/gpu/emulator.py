@@ -1,73 +1,70 @@
-"""Builds kernels for the CPU (kernels/simt) and opens them as if they were a CUDA driver."""
+"""Kernels on the CPU (kernels/simt), opened as if they were a CUDA driver."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import emulated_cuda
+
 if TYPE_CHECKING:
     from spikelet.training.ops import cuda_driver
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+KERNELS = emulated_cuda.KERNELS
 ORDERS = ("forward", "reverse", "shuffled")
 
 
-def compiler() -> str:
-    """The C++ compiler; the test that asks is skipped where there is none."""
-    found = shutil.which(os.environ.get("CXX", "g++"))
-    if found is None:
-        pytest.skip("no C++ compiler: kernels cannot run on the CPU")
-    return found
+def build(*sources: Path, sanitize: bool = False, private: bool = True) -> Path:
+    """Build all kernels, or those of `sources`; the test that asks is skipped without g++.
+
+    A library that is not private is found by all of the process that ask for the driver.
+    """
+    try:
+        emulated_cuda.compiler()
+    except emulated_cuda.BuildError as error:
+        pytest.skip(f"kernels cannot run on the CPU: {error}")
+    return emulated_cuda.build(list(sources) or None, sanitize=sanitize, private=private)
 
 
 def sanitizer() -> str:
     """AddressSanitizer's library, to be loaded first; the test that asks is skipped without it."""
-    command = [compiler(), "-print-file-name=libasan.so"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(found).is_absolute():
+    build()
+    found = emulated_cuda.sanitizer()
+    if found is None:
         pytest.skip("the C++ compiler has no AddressSanitizer")
-    return found
-
-
-def build(source: Path, library: Path, *options: str) -> Path:
-    """Compile a .cu file, the emulator and its driver into a shared library."""
-    command = [
-        compiler(), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-        "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-shared", "-DSPIKELET_SIMT",
-        f"-I{KERNELS}", *options, "-x", "c++", str(source), str(KERNELS / "simt/simt.cpp"),
-        str(KERNELS / "simt/driver.cpp"), "-o", str(library),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return library
+    return str(found)
 
 
 def load(library: Path) -> ctypes.CDLL:
     """Open it."""
     found = ctypes.CDLL(str(library))
     found.simt_failure.restype = ctypes.c_char_p
+    found.simt_params_size.restype = ctypes.c_size_t
+    found.simt_memory_in_use.restype = ctypes.c_size_t
     return found
 
 
-def train_library(factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Return kernels/train.cu, built once a session; a run with sanitizers brings its own."""
+def all_kernels() -> ctypes.CDLL:
+    """Open kernels/*.cu; a run with sanitizers brings its own."""
     ready = os.environ.get("SPIKELET_TEST_SIMT")
-    if ready:
-        return load(Path(ready))
-    path = factory.getbasetemp() / "simt_train.so"
-    return load(path if path.exists() else build(KERNELS / "train.cu", path))
+    return load(Path(ready) if ready else build())
 
 
 def set_order(library: ctypes.CDLL, order: str) -> None:
     """Choose in which order threads run from now on."""
     library.simt_set_order(ORDERS.index(order))
+
+
+def setting(library: ctypes.CDLL, name: str, value: object) -> None:
+    """Change what the emulated driver does, until None takes it back."""
+    library.simt_set(f"SIMT_{name}".encode(), None if value is None else str(value).encode())
 
 
 def runtime(library: ctypes.CDLL) -> cuda_driver.Runtime:

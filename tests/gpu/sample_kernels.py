@@ -20,6 +20,10 @@ def launch(
 ) -> str | None:
     """Run a kernel, whose name ends in the size of its block; return what went wrong."""
     library.simt_failure.restype = ctypes.c_char_p
+    context = ctypes.c_void_p()
+    assert library.cuInit(0) == 0
+    assert library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert library.cuCtxSetCurrent(context) == 0
     ptx = f".visible .entry {name}(".encode()
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     assert library.cuModuleLoadDataEx(ctypes.byref(module), ptx, 0, None, None) == 0

@@ -19,16 +19,14 @@ ORDERS = pytest.mark.parametrize("order", emulator.ORDERS)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = tmp_path_factory.mktemp("simt") / "samples.so"
-    return emulator.load(emulator.build(HERE / "samples.cu", path))
+def library() -> ctypes.CDLL:
+    return emulator.load(emulator.build(HERE / "samples.cu"))
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sanitized() -> Path:
     emulator.sanitizer()
-    path = tmp_path_factory.mktemp("simt") / "samples_sanitized.so"
-    return emulator.build(HERE / "samples.cu", path, *emulator.SANITIZE, "-O0")
+    return emulator.build(HERE / "samples.cu", sanitize=True)
 
 
 @ORDERS
@@ -137,12 +135,10 @@ def test_sanitizers_name_the_line(
 
 
 @pytest.mark.timeout(600)
-def test_training_kernels_under_sanitizers(tmp_path: Path) -> None:
+def test_training_kernels_under_sanitizers() -> None:
     pytest.importorskip("torch")
     emulator.sanitizer()
-    library = emulator.build(
-        emulator.KERNELS / "train.cu", tmp_path / "train.so", *emulator.SANITIZE, "-O0"
-    )
+    library = emulator.build(sanitize=True)
     tests = str(HERE.parent / "training" / "test_ops_cuda.py")
     done = run_sanitized(
         library, "-m", "pytest", "-q", "-p", "no:cacheprovider",

@@ -13,9 +13,9 @@ from spikelet.training.ops import cpu, cuda, operators  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def emulated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors on the CPU, the CUDA kernels under the emulator, but for what `check` runs last."""
-    runtime = emulator.runtime(emulator.train_library(tmp_path_factory))
+    runtime = emulator.runtime(emulator.all_kernels())
     monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
     monkeypatch.setattr(operators, "kernels", lambda device: cuda)
 

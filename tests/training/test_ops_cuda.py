@@ -31,9 +31,9 @@ ALL_SIZES = pytest.mark.parametrize("size", SIZES, ids=IDS)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """kernels/train.cu for the CPU."""
-    return emulator.train_library(tmp_path_factory)
+    return emulator.all_kernels()
 
 
 @pytest.fixture(params=emulator.ORDERS)
@@ -315,16 +315,22 @@ def test_what_is_launched(runtime: cuda_driver.Runtime, monkeypatch: pytest.Monk
 
 
 def test_errors_of_the_driver_say_what_failed(runtime: cuda_driver.Runtime) -> None:
-    with pytest.raises(
-        cuda_driver.CudaError, match=r"INVALID_PTX \(218\): ptxas fatal: no entry in 7"
-    ):
-        runtime.driver.load(b"nothing")
-    module = runtime.driver.load(cuda_driver.ptx_for("train", (8, 0)))
-    with pytest.raises(cuda_driver.CudaError, match=r"cuModuleGetFunction: .*NOT_FOUND \(500\)"):
-        runtime.driver.function(module, "spk_nothing")
-    function = runtime.driver.function(module, "spk_sum_rows_f32")
-    with pytest.raises(cuda_driver.CudaError, match=r"cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"):
-        runtime.driver.launch(function, (1, 1), 512, cuda.SumRows(), 0)
+    driver = runtime.driver
+    with driver.context(0):
+        with pytest.raises(
+            cuda_driver.CudaError, match=r"INVALID_PTX \(218\): ptxas fatal: no entry in 7"
+        ):
+            driver.load(b"nothing")
+        module = driver.load(cuda_driver.ptx_for("train", (8, 0)))
+        with pytest.raises(
+            cuda_driver.CudaError, match=r"cuModuleGetFunction: .*NOT_FOUND \(500\)"
+        ):
+            driver.function(module, "spk_nothing")
+        function = driver.function(module, "spk_sum_rows_f32")
+        with pytest.raises(
+            cuda_driver.CudaError, match=r"cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"
+        ):
+            driver.launch(function, (1, 1), 512, cuda.SumRows(), 0)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["f32", "autocast"])
