@@ -8,7 +8,7 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml
 PACKAGE_FILES := $(shell find python -name '*.py' -o -name '*.pyi' -o -path '*/bundled/*' -type f | grep -v __pycache__)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-arm64 lint format bench bench-table kernels kernel-tools clean
+.PHONY: help demo test test-rust test-python test-arm64 lint format bench bench-table gpu-wheel gpu-check kernels kernel-tools clean
 
 help: ## List the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,16 @@ bench-table: $(VENV)/built $(VENV)/dev ## Measure all that benches/README.md sho
 	$(BIN)/python benches/load.py
 	$(BIN)/python benches/contention.py --formats bf16,q8
 	$(BIN)/python benches/table.py
+
+# To be carried to a machine with a GPU: it runs where glibc is as old as this one's symbols, which the wheel's name tells.
+gpu-wheel: $(VENV)/created ## Build the wheel that benches/gpu_check takes along, into dist/
+	$(BIN)/python -m pip install --quiet 'maturin>=1.10,<2'
+	$(BIN)/maturin build --release --quiet --out dist
+	git describe --always --dirty > dist/COMMIT
+	@ls -l dist/*.whl
+
+gpu-check: $(VENV)/built $(VENV)/dev ## Check and measure on an NVIDIA GPU; without one, rehearse it on the emulated driver
+	nvidia-smi -L >/dev/null 2>&1 && dry= || dry=--dry; $(BIN)/python benches/gpu_check $$dry
 
 # Apart from the environment, because PyTorch brings another NVRTC under the same name.
 TOOLS := $(VENV)/kernel-tools

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from gpu_check import summary
 
 from spikelet.bench import Report
 
@@ -299,9 +300,11 @@ def main() -> None:
         if (file := harness.RESULTS / f"{name}.json").exists()
     }
     files = sorted(harness.RESULTS.glob(f"{SPECULATION}*.json"))
-    text = "\n\n".join([render(results), *map(speculation, files)])
+    gpu = summary.read(harness.RESULTS)
+    sections = [render(results), *map(speculation, files)]
+    text = "\n\n".join([*sections, *([summary.render(gpu, level=3).rstrip()] if gpu else [])])
     README.write_text(replaced(README.read_text(), text))
-    names = [*results, *(file.stem for file in files)]
+    names = [*results, *(file.stem for file in files), *(f"gpu-{part}" for part in gpu)]
     print(f"written: {README.name}, from {', '.join(names) or 'no results'}")
 
 

@@ -1,0 +1,84 @@
+"""One part in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpu_check import card
+from gpu_check.record import Record, Unit, run_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVER = "GPU_CHECK_DRIVER"
+"""Names a library that stands for the CUDA driver; children load it before anything else."""
+
+
+@dataclass
+class Context:
+    """What units have to know."""
+
+    device: str
+    dry: bool
+    out: Path
+    work: Path
+    seconds: float
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a measurement that count."""
+        return 2 if self.dry else 7
+
+    def torch_device(self) -> str:
+        """Where PyTorch computes: the emulated driver is not for it."""
+        return "cuda" if self.device.startswith("cuda") and not self.dry else "cpu"
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what was made under this name, made now if it was not.
+
+        Only the last one is kept: models are large.
+        """
+        if name not in self.kept:
+            self.kept.clear()
+            self.kept[name] = make()
+        return self.kept[name]
+
+    def limits(self) -> dict[str, float]:
+        """Return what the part `limits` measured, by name; nothing if it did not run."""
+        file = self.out / "gpu-limits.json"
+        if not file.exists():
+            return {}
+        units = Record.open(file, "limits").units.values()
+        rows = [row for unit in units for row in unit["rows"]]
+        return {row["what"]: row["value"]["median"] for row in rows if "what" in row}
+
+
+def preload() -> None:
+    """Put the emulated driver in the place of the real one."""
+    driver = os.environ.get(DRIVER)
+    if driver:
+        ctypes.CDLL(driver, mode=ctypes.RTLD_GLOBAL)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the units of one part. Returns the exit code."""
+    preload()
+    context = Context(args.device, args.dry, args.out, args.work, args.seconds)
+    record = Record.open(args.out / f"gpu-{args.child}.json", args.child)
+    if not record.data["machine"]:
+        record.data["machine"] = card.machine(args.device, args.dry)
+        record.save()
+    module = importlib.import_module(f"gpu_check.{args.child}")
+    units: list[Unit] = module.units(context)
+    code = run_units(units, record, args.seconds)
+    record.data["card_at_the_end"] = card.now()
+    record.save()
+    return code

@@ -1,0 +1,96 @@
+"""Part `sanitize`: compute-sanitizer on everything a small model does.
+
+On a machine whose GPU it cannot reach, or without it, the same program runs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+from gpu_check.child import ROOT, Context
+from gpu_check.machine import GOLDEN
+from gpu_check.modes import DEFAULT, MODES, VARIABLE
+from gpu_check.record import Put, Unit
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+PROGRAM = """
+import sys
+from gpu_check.child import preload
+preload()
+import spikelet
+path, device, dtypes, wide = sys.argv[1], sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
+for dtype in dtypes:
+    model = spikelet.load(path, device=device, dtype=dtype)
+    state = model.new_state()
+    for tokens in (1, 2, 3, 4, 8, wide):
+        model.forward([i % 200 for i in range(tokens)], state)
+    options = {"max_new_tokens": 6, "seed": 1, "ignore_eos": True}
+    guess = spikelet.SpeculativeConfig("ngram", num_speculative_tokens=3)
+    model.generate([1, 2, 3] * 3, speculative=guess, **options).run()
+    model.generate_batch([[1, 2], [3], [4, 5, 6]] * 4, speculative="off", batch_size=12, **options)
+print("went through")
+"""
+SUMMARY = re.compile(r"(ERROR|RACECHECK|SYNCCHECK|INITCHECK) SUMMARY: (\d+) ")
+
+
+def find_tool() -> str | None:
+    """Return compute-sanitizer's path."""
+    usual = "/usr/local/cuda/bin/compute-sanitizer"
+    return shutil.which("compute-sanitizer") or (usual if os.path.exists(usual) else None)  # noqa: PTH110
+
+
+def sanitize(context: Context, tool: str, dtypes: str, how: str, put: Put) -> None:
+    """Run the program under one tool."""
+    found = None if context.dry else find_tool()
+    own = [sys.executable, "-c", PROGRAM, str(GOLDEN), context.device, dtypes]
+    own.append("9" if context.dry else "70")
+    path = os.pathsep.join([str(ROOT / "benches"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    if how != DEFAULT:
+        environment[VARIABLE] = how
+    under = [found, "--tool", tool, "--error-exitcode", "9"] if found else []
+    try:
+        done = subprocess.run(
+            [*under, *own], capture_output=True, text=True, env=environment, check=False,
+            timeout=70,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{tool}: more than 70 s: {tail(error.stdout)}") from None
+    said = done.stdout + done.stderr
+    counts = [int(count) for _, count in SUMMARY.findall(said)]
+    through = "went through" in done.stdout
+    row: dict[str, object] = {"tool": tool if found else "none", "went_through": through}
+    row |= {"problems": sum(counts) if counts else None, "exit_code": done.returncode}
+    clean = through and done.returncode == 0 and not any(counts)
+    if "not supported" in said and not clean:
+        put(**row, note="the tool does not reach this device", said=tail(said))
+        return
+    put(**row, passed=clean, **({} if clean else {"said": tail(said)}))
+
+
+def tail(text: str | bytes | None) -> str:
+    """Return the end of what a program said."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    return (text or "")[-3000:]
+
+
+def units(context: Context) -> list[Unit]:
+    """Return what this part does: the tools that matter most first, then the other ways."""
+    found = []
+    for how in MODES:
+        for tool in TOOLS if how == DEFAULT else TOOLS[:2]:
+            dtypes = "f32,q8" if tool in TOOLS[:2] and not context.dry else "f32"
+            found.append(
+                Unit(
+                    tool if how == DEFAULT else f"{tool}, {how}",
+                    lambda put, t=tool, d=dtypes, h=how: sanitize(context, t, d, h, put),  # type: ignore[misc]
+                    75,
+                    8,
+                )
+            )
+    return found
