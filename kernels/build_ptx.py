@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels to PTX: the only writer of python/spikelet/ptx.
+"""Compile the CUDA kernels to PTX: the only writer of kernels/ptx and python/spikelet/ptx.
 
     python kernels/build_ptx.py            # write the PTX and its manifest
     python kernels/build_ptx.py --check    # say whether they are what the sources give
@@ -23,8 +23,9 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent
 ROOT = KERNELS.parent
-PTX = ROOT / "python" / "spikelet" / "ptx"
-MODULES = ("train",)
+PTX = ROOT / "python" / "spikelet" / "ptx"  # read by Python; and what describes all of them
+EMBEDDED = KERNELS / "ptx"  # becomes part of the engine
+MODULES = ("train", "generate")
 TARGETS = ("compute_80", "compute_90")
 OPTIONS = ("--std=c++17", "--fmad=false")
 NVRTC = "12.0.140"
@@ -52,6 +53,11 @@ def file_name(module: str, target: str) -> str:
     return f"{module}.{target}.ptx"
 
 
+def folder(module: str) -> Path:
+    """Return where a module's PTX lies."""
+    return EMBEDDED if module == "generate" else PTX
+
+
 def sha256(text: str) -> str:
     """Return the hash of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -73,7 +79,8 @@ def manifest(ptx: dict[str, str]) -> dict[str, object]:
 
 def checked_in() -> dict[str, str]:
     """Return the PTX files that are there, by name."""
-    return {path.name: path.read_text() for path in sorted(PTX.glob("*.ptx"))}
+    paths = (path for place in (PTX, EMBEDDED) for path in place.glob("*.ptx"))
+    return {path.name: path.read_text() for path in sorted(paths, key=lambda path: path.name)}
 
 
 def stale() -> str | None:
@@ -84,7 +91,7 @@ def stale() -> str | None:
     if json.loads(path.read_text()) != manifest(checked_in()):
         return f"{path} does not fit the sources and the PTX beside it"
     if set(checked_in()) != {file_name(m, target) for m in MODULES for target in TARGETS}:
-        return f"{PTX} holds other modules or targets than {__file__} names"
+        return f"{PTX} and {EMBEDDED} hold other modules or targets than {__file__} names"
     return None
 
 
@@ -181,11 +188,12 @@ def main() -> int:
         problem = stale() or (None if ptx == checked_in() else "NVRTC gives other bytes")
         print(problem or "up to date")
         return 1 if problem else 0
-    PTX.mkdir(exist_ok=True)
-    for path in PTX.glob("*.ptx"):
-        path.unlink()
+    for place in (PTX, EMBEDDED):
+        place.mkdir(exist_ok=True)
+        for path in place.glob("*.ptx"):
+            path.unlink()
     for name, text in ptx.items():
-        write(PTX / name, text)
+        write(folder(name.partition(".")[0]) / name, text)
         print(f"{name}: {len(text) / 1000:.0f} kB")
     write(PTX / "manifest.json", json.dumps(manifest(ptx), indent=1) + "\n")
     return 0

@@ -100,6 +100,14 @@ pub enum Error {
         /// Which ones, and what they are.
         reason: String,
     },
+    /// A GPU that cannot be used, or no longer.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// Which one, such as `cuda:0`.
+        device: String,
+        /// What is missing, or what its driver says.
+        reason: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

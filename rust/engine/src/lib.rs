@@ -19,7 +19,7 @@
 //! let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/spikegpt-tiny");
 //! let model = Model::load(&folder, &LoadOptions::default())?;
 //! let mut runner = model.runner();
-//! let (start, fork) = (runner.alloc_slot(), runner.alloc_slot());
+//! let (start, fork) = (runner.alloc_slot()?, runner.alloc_slot()?);
 //! let last = LogitsWanted::Last;
 //!
 //! // Three tokens, the state left where it was found.
@@ -27,7 +27,7 @@
 //! assert_eq!(runner.logits().len(), model.config().vocab_size);
 //!
 //! // Two continuations of it in one pass: each gives what it would give alone, bit for bit.
-//! runner.copy_slot(start, fork);
+//! runner.copy_slot(start, fork)?;
 //! runner.forward(&[
 //!     PassRow { slot: start, tokens: &[4], logits: last, keep: &[start] },
 //!     PassRow { slot: fork, tokens: &[5, 6], logits: last, keep: &[fork] },
@@ -69,6 +69,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod cuda;
 pub mod decode;
 pub mod draft;
 pub mod error;

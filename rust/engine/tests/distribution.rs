@@ -81,7 +81,7 @@ fn exact(model: &Arc<Model>, params: &SamplingParams) -> Vec<f64> {
     let mut work = Workspace::new(model.cpu().level(), KNOWN);
     let mut sampler = Sampler::new(params, common::VOCAB, 0, 0).unwrap();
     sampler.observe_prompt(&PROMPT);
-    let slot = runner.alloc_slot();
+    let slot = runner.alloc_slot().expect("a slot");
     runner.forward(&[PassRow { slot, tokens: &PROMPT, logits: LogitsWanted::Last, keep: &[slot] }]).unwrap();
     let logits = runner.logits()[..KNOWN].to_vec();
     let mut out = Vec::new();
@@ -105,7 +105,7 @@ fn texts(
             out.push(so_far * chance);
             continue;
         }
-        let next = runner.alloc_slot();
+        let next = runner.alloc_slot().expect("a slot");
         runner.forward(&[PassRow { slot, tokens: &[id], logits: LogitsWanted::Last, keep: &[next] }]).unwrap();
         let logits = runner.logits()[..KNOWN].to_vec();
         let mut sampler = sampler.clone();

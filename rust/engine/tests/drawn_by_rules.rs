@@ -26,7 +26,7 @@ const MANY_TEXTS: u32 = 100_000;
 /// Logits of the token after a sequence.
 fn logits(sequence: &[u32]) -> Vec<f32> {
     let mut runner = MockRunner::new(64);
-    let slot = runner.alloc_slot();
+    let slot = runner.alloc_slot().expect("a slot");
     runner.forward(&[PassRow { slot, tokens: sequence, logits: LogitsWanted::Last, keep: &[slot] }]).unwrap();
     runner.logits()[..KNOWN].to_vec()
 }

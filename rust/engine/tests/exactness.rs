@@ -93,7 +93,7 @@ fn the_instruction_set_changes_no_bit() {
 fn run_together(model: &Arc<Model>, rows: &[(Vec<u32>, usize)]) -> Vec<(Vec<u32>, Vec<u32>)> {
     let vocab = model.config().vocab_size;
     let mut runner = model.runner();
-    let slots: Vec<_> = rows.iter().map(|_| runner.alloc_slot()).collect();
+    let slots: Vec<_> = rows.iter().map(|_| runner.alloc_slot().expect("a slot")).collect();
     let mut results = vec![(Vec::new(), Vec::new()); rows.len()];
     let mut at = vec![0; rows.len()];
     loop {
@@ -122,7 +122,7 @@ fn run_together(model: &Arc<Model>, rows: &[(Vec<u32>, usize)]) -> Vec<(Vec<u32>
         }
     }
     for (result, &slot) in results.iter_mut().zip(&slots) {
-        result.1 = bits(&runner.read_state(slot));
+        result.1 = bits(&runner.read_state(slot).expect("a state"));
     }
     results
 }
@@ -148,17 +148,17 @@ fn a_pass_leaves_the_state_after_each_token_and_rolling_back_is_choosing_one() {
     each_model(|name, folder, format| {
         let model = load(folder, options(format));
         let mut runner = model.runner();
-        let base = runner.alloc_slot();
+        let base = runner.alloc_slot().expect("a slot");
         runner.forward(&[all(base, &ids[..4], &[base])]).unwrap();
-        let before = bits(&runner.read_state(base));
+        let before = bits(&runner.read_state(base).expect("a state"));
 
         // Five tokens of which the last three will be rejected; one slot per token, the base untouched.
-        let slots: Vec<_> = (0..5).map(|_| runner.alloc_slot()).collect();
+        let slots: Vec<_> = (0..5).map(|_| runner.alloc_slot().expect("a slot")).collect();
         runner.forward(&[all(base, &rejected[4..9], &slots)]).unwrap();
-        assert!(bits(&runner.read_state(base)) == before, "{name}: the base slot is unchanged");
+        assert!(bits(&runner.read_state(base).expect("a state")) == before, "{name}: the base slot is unchanged");
         for (t, &slot) in slots.iter().enumerate() {
             let (_, expected) = run(&model, &rejected[..5 + t], [5 + t]);
-            assert!(bits(&runner.read_state(slot)) == expected, "{name}: state after token {t}");
+            assert!(bits(&runner.read_state(slot).expect("a state")) == expected, "{name}: state after token {t}");
         }
 
         // Go on from the second one, while the base slot serves as a per-token slot.
@@ -166,7 +166,10 @@ fn a_pass_leaves_the_state_after_each_token_and_rolling_back_is_choosing_one() {
         runner.forward(&[all(kept, &ids[6..9], &[slots[2], base, kept])]).unwrap();
         for (t, slot) in [(7, slots[2]), (8, base), (9, kept)] {
             let (_, expected) = run(&model, &ids[..t], [t]);
-            assert!(bits(&runner.read_state(slot)) == expected, "{name}: state after going on to {t}");
+            assert!(
+                bits(&runner.read_state(slot).expect("a state")) == expected,
+                "{name}: state after going on to {t}"
+            );
         }
     });
 }
@@ -186,19 +189,19 @@ fn forked_states_interleaved_give_what_each_gives_alone() {
     each_model(|name, folder, format| {
         let model = load(folder, options(format));
         let mut runner = model.runner();
-        let (left, right) = (runner.alloc_slot(), runner.alloc_slot());
+        let (left, right) = (runner.alloc_slot().expect("a slot"), runner.alloc_slot().expect("a slot"));
         let feed = |runner: &mut dyn Runner, slot, tokens: &[u32]| {
             runner.forward(&[PassRow { slot, tokens, logits: LogitsWanted::Last, keep: &[slot] }]).unwrap();
         };
         feed(&mut runner, left, &start);
-        runner.copy_slot(left, right);
+        runner.copy_slot(left, right).expect("copied");
         for (x, y) in a.iter().zip(&b) {
             feed(&mut runner, left, &[*x]);
             feed(&mut runner, right, &[*y]);
         }
         for (slot, rest) in [(left, &a), (right, &b)] {
             let ids = [start.as_slice(), rest].concat();
-            assert!(bits(&runner.read_state(slot)) == run(&model, &ids, [ids.len()]).1, "{name}");
+            assert!(bits(&runner.read_state(slot).expect("a state")) == run(&model, &ids, [ids.len()]).1, "{name}");
         }
     });
 }
@@ -209,12 +212,12 @@ fn an_id_out_of_range_is_refused_and_changes_nothing() {
     random_model(folder.path(), 7, KINDS[0].1);
     let model = load(folder.path(), LoadOptions::default());
     let mut runner = model.runner();
-    let slot = runner.alloc_slot();
-    let before = bits(&runner.read_state(slot));
+    let slot = runner.alloc_slot().expect("a slot");
+    let before = bits(&runner.read_state(slot).expect("a state"));
     let row = PassRow { slot, tokens: &[1, VOCAB as u32], logits: LogitsWanted::Last, keep: &[slot] };
     let error = runner.forward(&[row]).unwrap_err().to_string();
     assert!(error.contains(&VOCAB.to_string()), "{error}");
-    assert!(bits(&runner.read_state(slot)) == before);
+    assert!(bits(&runner.read_state(slot).expect("a state")) == before);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn every_spike_and_the_membranes() {
         let (layers, hidden) = (model.config().num_hidden_layers, model.config().hidden_size);
         let mut trace = Trace::new(layers, hidden);
         let mut runner = model.runner();
-        let slot = runner.alloc_slot();
+        let slot = runner.alloc_slot().expect("a slot");
         for piece in [&ids[..50], &ids[50..51], &ids[51..]] {
             let row = PassRow { slot, tokens: piece, logits: LogitsWanted::None, keep: &[slot] };
             runner.forward_traced(row, &mut trace).unwrap();
@@ -72,7 +72,7 @@ fn every_spike_and_the_membranes() {
         assert_close(&membranes, &expected.f32("membrane_last"), 5e-5, &format!("{name}, membranes"));
 
         // The same membranes are what the state holds.
-        let state = runner.read_state(slot);
+        let state = runner.read_state(slot).expect("a state");
         let held: Vec<f32> = model
             .state_layout()
             .fields()

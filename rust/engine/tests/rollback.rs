@@ -39,7 +39,7 @@ struct Faulty {
 
 impl Faulty {
     fn spoil(&mut self, keep: &[Slot], before: &[f32]) {
-        let states: Vec<Vec<f32>> = keep.iter().map(|&slot| self.runner.read_state(slot)).collect();
+        let states: Vec<Vec<f32>> = keep.iter().map(|&slot| self.runner.read_state(slot).unwrap()).collect();
         let last = states.last().unwrap();
         for (i, &slot) in keep.iter().enumerate() {
             let mut state = states[i].clone();
@@ -67,7 +67,7 @@ impl Runner for Faulty {
         self.runner.max_pass_tokens()
     }
 
-    fn alloc_slot(&mut self) -> Slot {
+    fn alloc_slot(&mut self) -> Result<Slot> {
         self.runner.alloc_slot()
     }
 
@@ -75,15 +75,15 @@ impl Runner for Faulty {
         self.runner.free_slot(slot);
     }
 
-    fn reset_slot(&mut self, slot: Slot) {
-        self.runner.reset_slot(slot);
+    fn reset_slot(&mut self, slot: Slot) -> Result<()> {
+        self.runner.reset_slot(slot)
     }
 
-    fn copy_slot(&mut self, from: Slot, to: Slot) {
-        self.runner.copy_slot(from, to);
+    fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.runner.copy_slot(from, to)
     }
 
-    fn read_state(&self, slot: Slot) -> Vec<f32> {
+    fn read_state(&self, slot: Slot) -> Result<Vec<f32>> {
         self.runner.read_state(slot)
     }
 
@@ -92,7 +92,7 @@ impl Runner for Faulty {
     }
 
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
-        let before: Vec<Vec<f32>> = rows.iter().map(|row| self.runner.read_state(row.slot)).collect();
+        let before: Vec<Vec<f32>> = rows.iter().map(|row| self.runner.read_state(row.slot)).collect::<Result<_>>()?;
         if self.fault == Fault::Poisons {
             // What lies in the slots behind the first is left over from drafts before, and must not matter.
             for slot in rows.iter().flat_map(|row| row.keep.iter().skip(1)) {

@@ -153,7 +153,7 @@ fn a_session_goes_on_where_it_stopped() {
         assert_eq!((state.num_tokens(), state.position, state.pending), (24, 23, ids.last().copied()));
         // The pending token is not in the state yet, all others are.
         let seen = [&prompt[..], &ids[..ids.len() - 1]].concat();
-        let slot = decoder.runner_mut().alloc_slot();
+        let slot = decoder.runner_mut().alloc_slot().expect("a slot");
         let rows = |tokens| spikelet::backend::PassRow {
             slot,
             tokens,
@@ -161,7 +161,7 @@ fn a_session_goes_on_where_it_stopped() {
             keep: std::slice::from_ref(&slot),
         };
         seen.chunks(3).for_each(|tokens| decoder.runner_mut().forward(&[rows(tokens)]).unwrap());
-        assert_eq!(decoder.runner().read_state(slot), state.values);
+        assert_eq!(decoder.runner().read_state(slot).expect("a state"), state.values);
         // Two continuations of one state are a fork.
         let fork = request(&[9], 5, Some(state));
         assert_eq!(run_one(&mut decoder, &fork), run_one(&mut decoder, &fork));
@@ -308,7 +308,7 @@ fn scores_are_the_log_probabilities_of_generation() {
     let state = decoder.take_state(row).unwrap();
     assert_eq!(bits(decoder.score(&told.ids, Some(&state)).unwrap()), told.logprobs);
     // Piece by piece, as one does with a long text.
-    let slot = decoder.runner_mut().alloc_slot();
+    let slot = decoder.runner_mut().alloc_slot().expect("a slot");
     let pieces = [&text[..10], &text[9..11], &text[10..]];
     let scored: Vec<u32> = pieces.iter().flat_map(|piece| bits(decoder.score_from(slot, piece).unwrap())).collect();
     assert_eq!(scored, scores);

@@ -168,7 +168,7 @@ fn passes(
 ) -> PyResult<Vec<f32>> {
     let mut lent = engine(py, || {
         let mut decoder = shared.decoder()?;
-        let slot = decoder.runner_mut().alloc_slot();
+        let slot = decoder.runner_mut().alloc_slot()?;
         if let Some(values) = start {
             decoder.runner_mut().write_state(slot, values)?;
         }
@@ -185,8 +185,10 @@ fn passes(
         })?;
         py.check_signals()?;
     }
-    let values = lent.decoder.as_ref().map(|decoder| decoder.runner().read_state(lent.slot));
-    values.ok_or_else(|| exception(&in_use()))
+    engine(py, || match &mut lent.decoder {
+        Some(decoder) => decoder.runner().read_state(lent.slot),
+        None => Err(in_use()),
+    })
 }
 
 /// The way to arrays: an ImportError where NumPy is missing.

@@ -95,24 +95,26 @@ impl Runner for CpuRunner {
         MAX_PASS_TOKENS
     }
 
-    fn alloc_slot(&mut self) -> Slot {
-        self.states.alloc()
+    fn alloc_slot(&mut self) -> Result<Slot> {
+        Ok(self.states.alloc())
     }
 
     fn free_slot(&mut self, slot: Slot) {
         self.states.free(slot);
     }
 
-    fn reset_slot(&mut self, slot: Slot) {
+    fn reset_slot(&mut self, slot: Slot) -> Result<()> {
         self.states.reset(slot);
+        Ok(())
     }
 
-    fn copy_slot(&mut self, from: Slot, to: Slot) {
+    fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()> {
         self.states.copy(from, to);
+        Ok(())
     }
 
-    fn read_state(&self, slot: Slot) -> Vec<f32> {
-        self.states.get(slot).to_vec()
+    fn read_state(&self, slot: Slot) -> Result<Vec<f32>> {
+        Ok(self.states.get(slot).to_vec())
     }
 
     fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()> {

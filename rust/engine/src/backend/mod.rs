@@ -46,30 +46,43 @@ pub trait Runner: Send {
     fn max_pass_tokens(&self) -> usize;
 
     /// Takes a slot holding the state before the first token.
-    fn alloc_slot(&mut self) -> Slot;
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU has no more room, or is lost.
+    fn alloc_slot(&mut self) -> Result<Slot>;
 
     /// Gives a slot back.
     fn free_slot(&mut self, slot: Slot);
 
     /// Puts the state before the first token into a slot.
-    fn reset_slot(&mut self, slot: Slot);
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    fn reset_slot(&mut self, slot: Slot) -> Result<()>;
 
     /// Copies one slot over another.
-    fn copy_slot(&mut self, from: Slot, to: Slot);
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()>;
 
     /// Copies a slot's content out.
-    fn read_state(&self, slot: Slot) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    fn read_state(&self, slot: Slot) -> Result<Vec<f32>>;
 
     /// Puts content that was read before into a slot.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) if it does not fit the model.
+    /// [`Error::State`](crate::Error::State) if it does not fit the model; [`Error::Device`](crate::Error::Device) if a GPU is lost.
     fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()>;
 
     /// Runs one pass.
     ///
     /// # Errors
     /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the vocabulary. Nothing has changed then.
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost: so are all its slots.
     ///
     /// # Panics
     /// If a row has no tokens, `keep` has another length than 1 or the number of tokens, or the pass holds more than

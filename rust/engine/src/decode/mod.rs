@@ -158,7 +158,7 @@ impl<R: Runner> Decoder<R> {
         let expected = tokens.len().saturating_add(request.stop.max_new_tokens);
         let sampler = Sampler::new(&request.sampling, vocab_size, request.row, expected)?;
         let speculation = self.drafting.admit(&request.speculative, &self.runner)?;
-        let slot = self.runner.alloc_slot();
+        let slot = self.runner.alloc_slot()?;
         if let Some(start) = &request.start
             && let Err(error) = self.runner.write_state(slot, &start.values)
         {
@@ -261,10 +261,14 @@ impl<R: Runner> Decoder<R> {
 
     /// Runs the pass that `shares` describe.
     fn forward(&mut self) -> Result<()> {
-        for (row, &share) in self.rows.iter_mut().zip(&self.shares) {
-            if share > 0 {
-                row.append_draft(&mut self.runner);
-            }
+        let taken = |share: &usize| *share > 0;
+        let rows = self.rows.iter_mut().zip(&self.shares).filter(|(_, share)| taken(share));
+        if let Some((failed, error)) =
+            rows.enumerate().find_map(|(i, (row, _))| row.append_draft(&mut self.runner).err().map(|error| (i, error)))
+        {
+            let rows = self.rows.iter_mut().zip(&self.shares).filter(|(_, share)| taken(share));
+            rows.take(failed).for_each(|(row, _)| row.remove_draft());
+            return Err(error);
         }
         let mut pass = recycle(std::mem::take(&mut self.pass));
         let rows = self.rows.iter().zip(&self.shares).filter(|(_, share)| **share > 0);
@@ -342,13 +346,16 @@ impl<R: Runner> Decoder<R> {
     fn retire(&mut self, events: &mut Events) {
         let mut index = 0;
         while let Some(row) = self.rows.get_mut(index) {
-            let Some(end) = row.end.take() else {
+            let Some(mut end) = row.end.take() else {
                 index += 1;
                 continue;
             };
             let mut row = self.rows.remove(index);
             if row.keep_state && end.reason != FinishReason::Error {
-                self.states.push((row.id, row.state(&self.runner)));
+                match row.state(&self.runner) {
+                    Ok(state) => self.states.push((row.id, state)),
+                    Err(error) => end = error.into(),
+                }
             }
             row.free(&mut self.runner);
             self.drafting.forget(row.id);

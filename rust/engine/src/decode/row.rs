@@ -171,13 +171,17 @@ impl Row {
     }
 
     /// Puts the guesses behind the tokens to read and takes slots for the states after them.
-    pub(super) fn append_draft(&mut self, runner: &mut impl Runner) {
+    ///
+    /// # Errors
+    /// Where there is no room for slots. The row is as before.
+    pub(super) fn append_draft(&mut self, runner: &mut impl Runner) -> Result<()> {
         self.slots.swap(0, self.base);
         self.base = 0;
-        self.tokens.extend_from_slice(&self.draft.tokens[..self.used]);
         while self.slots.len() <= self.used {
-            self.slots.push(runner.alloc_slot());
+            self.slots.push(runner.alloc_slot()?);
         }
+        self.tokens.extend_from_slice(&self.draft.tokens[..self.used]);
+        Ok(())
     }
 
     /// Takes the guesses away again.
@@ -321,13 +325,13 @@ impl Row {
     }
 
     /// Where the sequence stands.
-    pub(super) fn state(&self, runner: &impl Runner) -> SequenceState {
-        SequenceState {
-            values: runner.read_state(self.slots[self.base]),
+    pub(super) fn state(&self, runner: &impl Runner) -> Result<SequenceState> {
+        Ok(SequenceState {
+            values: runner.read_state(self.slots[self.base])?,
             position: self.position,
             pending: self.tokens.get(self.read).copied(),
             recent: self.tokens[self.read.saturating_sub(MOST_RECENT)..self.read].to_vec(),
-        }
+        })
     }
 
     /// Gives its slots back.

@@ -21,7 +21,7 @@ impl<R: Runner> Decoder<R> {
     pub fn score(&mut self, ids: &[u32], start: Option<&SequenceState>) -> Result<Vec<f32>> {
         let pending = start.and_then(|start| start.pending);
         let tokens: Vec<u32> = pending.into_iter().chain(ids.iter().copied()).collect();
-        let slot = self.runner.alloc_slot();
+        let slot = self.runner.alloc_slot()?;
         let started = start.map_or(Ok(()), |start| self.runner.write_state(slot, &start.values));
         let scores = started.and_then(|()| self.score_from(slot, &tokens));
         self.runner.free_slot(slot);

@@ -5,6 +5,7 @@
 //! nothing is copied.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::guess::guess;
@@ -46,15 +47,14 @@ impl Row {
 
     /// Goes back to the last token that is also in `history`, whose own last token shall be read anew: it is the one that
     /// logits are wanted of.
-    fn roll_back(&mut self, history: &[u32], runner: &mut CpuRunner) {
+    fn roll_back(&mut self, history: &[u32], runner: &mut CpuRunner) -> Result<()> {
         let based = self.read.len() - self.trail.len();
         let known = &history[..history.len() - 1];
         let common = self.read.iter().zip(known).take_while(|(a, b)| a == b).count();
         if common < based {
             self.trail.drain(..).for_each(|slot| runner.free_slot(slot));
-            runner.reset_slot(self.base);
             self.read.clear();
-            return;
+            return runner.reset_slot(self.base);
         }
         self.trail.drain(common - based..).for_each(|slot| runner.free_slot(slot));
         // What is common now stays so.
@@ -63,6 +63,7 @@ impl Row {
             self.trail.drain(..).for_each(|slot| runner.free_slot(slot));
         }
         self.read.truncate(common);
+        Ok(())
     }
 }
 
@@ -95,9 +96,13 @@ impl SecondModel {
     /// Brings a row to the end of its history, but for the last tokens.
     fn catch_up(&mut self, row: RowId, history: &[u32]) -> Result<()> {
         let Self { runner, rows, .. } = self;
-        let row =
-            rows.entry(row).or_insert_with(|| Row { read: Vec::new(), base: runner.alloc_slot(), trail: Vec::new() });
-        row.roll_back(history, runner);
+        let row = match rows.entry(row) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(Row { read: Vec::new(), base: runner.alloc_slot()?, trail: Vec::new() })
+            }
+        };
+        row.roll_back(history, runner)?;
         if history.len() - row.read.len() <= TRAIL {
             return Ok(());
         }
@@ -125,7 +130,9 @@ impl SecondModel {
             for (_, id, tokens) in now {
                 let row = rows.get_mut(id).expect("a row that has caught up");
                 starts.push((row.last(), row.trail.len()));
-                row.trail.extend(tokens.iter().map(|_| runner.alloc_slot()));
+                for _ in *tokens {
+                    row.trail.push(runner.alloc_slot()?);
+                }
                 row.read.extend_from_slice(tokens);
             }
             let pass: Vec<PassRow<'_>> = now
@@ -208,7 +215,7 @@ mod tests {
         let mut text = history.to_vec();
         for _ in 0..n {
             let mut runner = model.runner();
-            let slot = runner.alloc_slot();
+            let slot = runner.alloc_slot().expect("a slot");
             for tokens in text.chunks(500) {
                 let row = PassRow { slot, tokens, logits: LogitsWanted::Last, keep: &[slot] };
                 runner.forward(&[row]).expect("a pass");
@@ -245,7 +252,7 @@ mod tests {
                 assert_eq!(draft.tokens, naive_draft(&model, &sampler, &theirs, 1));
             }
             // Rounds take no more memory: two rows, each with a base, what it read at once and its guesses.
-            assert!(second.runner.alloc_slot() < 2 * (1 + TRAIL + 5) as Slot);
+            assert!(second.runner.alloc_slot().expect("a slot") < 2 * (1 + TRAIL + 5) as Slot);
         }
     }
 

@@ -99,7 +99,7 @@ pub fn calibrate(
 ) -> Result<BTreeMap<String, InputStatistics>> {
     let mut observer = Observer::new(model, tokens.len());
     let mut runner = model.runner();
-    let slot = runner.alloc_slot();
+    let slot = runner.alloc_slot()?;
     let mut done = 0;
     for part in tokens.chunks(PART) {
         if progress(done, tokens.len() as u64).is_break() {
@@ -139,10 +139,10 @@ mod tests {
             let (mut runner, mut plain) = (model.runner(), model.runner());
             let mut observer = Observer::new(&model, tokens.len());
             for part in tokens.chunks(30) {
-                let slot = runner.alloc_slot();
+                let slot = runner.alloc_slot().expect("a slot");
                 let row = PassRow { slot, tokens: part, logits: LogitsWanted::All, keep: &[slot] };
                 runner.forward_observed(row, &mut observer).expect("valid ids");
-                let slot = plain.alloc_slot();
+                let slot = plain.alloc_slot().expect("a slot");
                 plain.forward(&[PassRow { slot, keep: &[slot], ..row }]).expect("valid ids");
                 assert_eq!(runner.logits(), plain.logits());
             }

@@ -149,7 +149,7 @@ pub fn load(path: &Path, options: LoadOptions) -> Arc<Model> {
 /// Logits of every token and the state after the last, bit for bit, of one row fed in pieces of the given lengths.
 pub fn run(model: &Arc<Model>, ids: &[u32], pieces: impl IntoIterator<Item = usize>) -> (Vec<u32>, Vec<u32>) {
     let mut runner = model.runner();
-    let slot = runner.alloc_slot();
+    let slot = runner.alloc_slot().expect("a slot");
     let mut logits = Vec::new();
     let mut at = 0;
     for piece in pieces {
@@ -163,7 +163,7 @@ pub fn run(model: &Arc<Model>, ids: &[u32], pieces: impl IntoIterator<Item = usi
         at = end;
     }
     assert_eq!(at, ids.len(), "the pieces cover the ids");
-    (logits, bits(&runner.read_state(slot)))
+    (logits, bits(&runner.read_state(slot).expect("a state")))
 }
 
 pub fn bits(x: &[f32]) -> Vec<u32> {

@@ -116,13 +116,13 @@ impl Runner for MockRunner {
         self.max_pass_tokens
     }
 
-    fn alloc_slot(&mut self) -> Slot {
+    fn alloc_slot(&mut self) -> Result<Slot> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.states.push([f32::NAN; 4]);
             self.states.len() as Slot - 1
         });
-        self.reset_slot(slot);
-        slot
+        self.reset_slot(slot)?;
+        Ok(slot)
     }
 
     fn free_slot(&mut self, slot: Slot) {
@@ -131,16 +131,18 @@ impl Runner for MockRunner {
         self.free.push(slot);
     }
 
-    fn reset_slot(&mut self, slot: Slot) {
+    fn reset_slot(&mut self, slot: Slot) -> Result<()> {
         self.states[slot as usize] = [1.0, 2.0, 3.0, 4.0];
+        Ok(())
     }
 
-    fn copy_slot(&mut self, from: Slot, to: Slot) {
+    fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()> {
         self.states[to as usize] = self.states[from as usize];
+        Ok(())
     }
 
-    fn read_state(&self, slot: Slot) -> Vec<f32> {
-        self.states[slot as usize].to_vec()
+    fn read_state(&self, slot: Slot) -> Result<Vec<f32>> {
+        Ok(self.states[slot as usize].to_vec())
     }
 
     fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()> {

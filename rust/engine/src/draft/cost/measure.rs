@@ -41,7 +41,7 @@ impl Default for Effort {
 /// Seconds of passes with logits and a state after every token.
 pub(super) fn passes(runner: &mut dyn Runner, effort: Effort) -> Result<Curve> {
     let most = runner.max_pass_tokens();
-    let mut bench = Bench { slots: vec![runner.alloc_slot()], runner, text: vec![0] };
+    let mut bench = Bench { slots: vec![runner.alloc_slot()?], runner, text: vec![0] };
     let begun = Instant::now();
     let measured = bench.warm_up(effort.seconds / 6.0).and_then(|()| {
         let tokens: Vec<usize> = TOKENS.into_iter().filter(|&tokens| tokens <= most).collect();
@@ -179,7 +179,7 @@ impl Bench<'_> {
     /// before, of many tokens, has driven weights out of the caches that a text in progress finds there.
     fn pass(&mut self, tokens: usize, turn: usize) -> Result<f64> {
         while self.slots.len() < tokens + 1 {
-            self.slots.push(self.runner.alloc_slot());
+            self.slots.push(self.runner.alloc_slot()?);
         }
         let read: Vec<u32> = self.text.iter().copied().cycle().skip(17 * turn % self.text.len()).take(tokens).collect();
         let row =
@@ -284,7 +284,7 @@ mod tests {
             24
         }
 
-        fn alloc_slot(&mut self) -> Slot {
+        fn alloc_slot(&mut self) -> Result<Slot> {
             self.slots += 1;
             self.runner.alloc_slot()
         }
@@ -294,15 +294,15 @@ mod tests {
             self.runner.free_slot(slot);
         }
 
-        fn reset_slot(&mut self, slot: Slot) {
-            self.runner.reset_slot(slot);
+        fn reset_slot(&mut self, slot: Slot) -> Result<()> {
+            self.runner.reset_slot(slot)
         }
 
-        fn copy_slot(&mut self, from: Slot, to: Slot) {
-            self.runner.copy_slot(from, to);
+        fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()> {
+            self.runner.copy_slot(from, to)
         }
 
-        fn read_state(&self, slot: Slot) -> Vec<f32> {
+        fn read_state(&self, slot: Slot) -> Result<Vec<f32>> {
             self.runner.read_state(slot)
         }
 

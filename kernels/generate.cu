@@ -1,0 +1,4 @@
+// The kernels of text generation, launched by rust/engine/src/cuda.
+#include "generate/fill.cuh"
+
+KERNEL(spk_fill, FILL_THREADS, Fill, fill)
