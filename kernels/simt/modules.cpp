@@ -22,10 +22,10 @@ constexpr int ERROR_LOG_BUFFER = 5, ERROR_LOG_BUFFER_BYTES = 6;
 
 /// The number behind `word` at the beginning of a line, 0 if there is none; its point is left out.
 int stated(const std::string &ptx, const char *word) {
-    const size_t at = ptx.find(std::string("\n") + word);
+    const size_t at = ("\n" + ptx).find(std::string("\n") + word);
     int major = 0, minor = 0;
     if (at == std::string::npos) return 0;
-    std::sscanf(ptx.c_str() + at + 1 + std::strlen(word), "%d.%d", &major, &minor);
+    std::sscanf(ptx.c_str() + at + std::strlen(word), "%d.%d", &major, &minor);
     return std::strchr(word, '_') ? major : 10 * major + minor;
 }
 
@@ -38,7 +38,8 @@ Result judge(const std::string &ptx, std::string &log) {
     // Driver 12.4 knows PTX 8.4, and so on.
     const int driver = int(number("DRIVER_VERSION", 12080)), version = stated(ptx, ".version ");
     if (version > driver / 100 - 40 + driver % 100 / 10) {
-        return log = "ptxas fatal: Unsupported .version " + std::to_string(version), UNSUPPORTED_PTX_VERSION;
+        return log = "ptxas fatal: Unsupported .version " + std::to_string(version / 10) + "." + std::to_string(version % 10),
+               UNSUPPORTED_PTX_VERSION;
     }
     if (stated(ptx, ".target sm_") > capability()) {
         return log = "ptxas fatal: .target is newer than the device", NO_BINARY_FOR_GPU;

@@ -89,6 +89,50 @@ __device__ void beyond_global(const Samples &p) { p.out[p.count] = p.in[0]; }
 
 __device__ void shift_too_far(const Samples &p) { p.out[0] = float(1 << p.count); }
 
+/// Each block's elements reversed, in memory whose size the launch says.
+__device__ void reverse_block(const Samples &p) {
+    DYNAMIC_SHARED(float, all);
+    all[threadIdx.x] = p.in[blockIdx.x * blockDim.x + threadIdx.x];
+    __syncthreads();
+    p.out[blockIdx.x * blockDim.x + threadIdx.x] = all[blockDim.x - 1 - threadIdx.x];
+}
+
+/// `count` times, each element becomes the sum of all: every block waits for all others in between. In out are a counter
+/// and a sum of each block, for rounds of even and of odd number.
+__device__ void grid_sums(const Samples &p) {
+    u32 *counter = reinterpret_cast<u32 *>(p.out);
+    SHARED(float, values, 64);
+    values[threadIdx.x] = p.in[blockIdx.x * blockDim.x + threadIdx.x];
+    for (u32 i = 0; i < p.count; ++i) {
+        float *sums = p.out + 1 + i % 2 * gridDim.x;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            float sum = 0.0f;
+            for (u32 j = 0; j < 64; ++j) sum += values[j];
+            sums[blockIdx.x] = sum;
+        }
+        grid_barrier(counter, (i + 1) * gridDim.x);
+        float sum = 0.0f;
+        for (u32 j = 0; j < gridDim.x; ++j) sum += sums[j];
+        __syncthreads();
+        values[threadIdx.x] = sum;
+    }
+}
+
+/// Waits for more blocks than there are.
+__device__ void endless_grid(const Samples &p) {
+    grid_barrier(reinterpret_cast<u32 *>(p.out), gridDim.x + 1);
+}
+
+/// Exact arithmetic on integers.
+__device__ void integers(const Samples &p) {
+    const u32 x = 0x80ff017fu, y = 0x7f02fe80u;  // 127 -128, 1 -2, -1 2, -128 127
+    p.out[0] = float(__dp4a(int(x), int(y), 5));
+    u32 *counter = reinterpret_cast<u32 *>(p.out + 1);
+    atomicAdd(counter, 2u);
+    __threadfence();
+}
+
 KERNEL(block_sum_64, 64, Samples, block_sum)
 KERNEL(block_sum_racing_64, 64, Samples, block_sum_racing)
 KERNEL(collectives_32, 32, Samples, collectives)
@@ -101,3 +145,7 @@ KERNEL(unwritten_shared_1, 1, Samples, unwritten_shared)
 KERNEL(beyond_shared_1, 1, Samples, beyond_shared)
 KERNEL(beyond_global_1, 1, Samples, beyond_global)
 KERNEL(shift_too_far_1, 1, Samples, shift_too_far)
+KERNEL(reverse_block_64, 64, Samples, reverse_block)
+KERNEL(grid_sums_64, 64, Samples, grid_sums)
+KERNEL(endless_grid_64, 64, Samples, endless_grid)
+KERNEL(integers_32, 32, Samples, integers)
