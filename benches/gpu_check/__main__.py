@@ -186,7 +186,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     work = args.work or roomy_folder()
     work.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
+    # What passes cost is measured here and now, and forgotten.
+    environment = {**os.environ, "SPIKELET_CACHE": str(work / "cache")}
     command = [sys.executable, str(HERE), "--out", str(args.out), "--work", str(work)]
     command += ["--device", args.device, *(["--dry"] if args.dry else [])]
     try:

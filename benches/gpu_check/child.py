@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import importlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,17 @@ class Context:
     out: Path
     work: Path
     seconds: float
+    begun: float = field(default_factory=time.monotonic)
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
         """Rounds of a measurement that count."""
         return 2 if self.dry else 7
+
+    def left(self) -> float:
+        """Seconds of this part that are left."""
+        return self.begun + self.seconds - time.monotonic()
 
     def torch_device(self) -> str:
         """Where PyTorch computes: the emulated driver is not for it."""

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -48,14 +49,16 @@ def compiled(capability: int) -> bytes:
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     target = 90 if capability >= 90 else 80
     command = [nvcc, "-ptx", f"-arch=compute_{target}", "--std=c++17", f"-I{ROOT / 'kernels'}"]
-    command += ["-o", "-", str(SOURCE)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
-    except FileNotFoundError:
-        raise RuntimeError("nvcc is not on this machine, and the probes need it") from None
-    if done.returncode:
-        raise RuntimeError(f"nvcc: {done.stderr.decode(errors='replace')[-1500:]}")
-    return done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "probes.ptx"
+        command += ["-o", str(made), str(SOURCE)]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        except FileNotFoundError:
+            raise RuntimeError("nvcc is not on this machine, and the probes need it") from None
+        if done.returncode:
+            raise RuntimeError(f"nvcc: {done.stderr.decode(errors='replace')[-1500:]}")
+        return made.read_bytes()
 
 
 def names_only() -> bytes:

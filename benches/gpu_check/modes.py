@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 VARIABLE = "SPIKELET_CUDA_DRIVER"
 DEFAULT = "default"
-MODES = (DEFAULT,)
-"""What is chosen when nothing is said comes first."""
+FORCED = ("chain", "graph", "cooperative")
+MODES = (DEFAULT, *FORCED)
 
 
 @contextmanager
 def mode(name: str) -> Iterator[None]:
-    """Models that are loaded meanwhile are driven so."""
+    """What is computed meanwhile is driven so: it is looked up when a runner is made."""
     before = os.environ.pop(VARIABLE, None)
     if name != DEFAULT:
         os.environ[VARIABLE] = name

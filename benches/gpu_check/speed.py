@@ -27,6 +27,7 @@ from torch_decode import TorchDecoder
 import spikelet
 from gpu_check import limits, models
 from gpu_check.child import Context
+from gpu_check.modes import FORCED, mode
 from gpu_check.record import Put, Unit
 
 EAGER, GRAPH, COMPILED = "torch", "torch, CUDA graph", "torch.compile, CUDA graph"
@@ -124,7 +125,8 @@ def put_rates(
     others = [name for name in found if name.startswith("torch")]
     best = min(others, key=lambda name: float(np.median(found[name])), default=None)
     for name, seconds in found.items():
-        dtype = name.removeprefix("spikelet ") if name.startswith("spikelet") else "bf16"
+        own = name.removeprefix("spikelet ").partition(",")[0]
+        dtype = own if name.startswith("spikelet") else "bf16"
         least = bound(shape, dtype, given, rows=rows)
         row: dict[str, Any] = {"model": shape.name, "engine": name, "format": dtype, "rows": rows}
         row["tokens_per_second"] = Figure.of([rows / one for one in seconds]).json()
@@ -187,6 +189,20 @@ def compiled(context: Context, shape: Shape, put: Put) -> None:
     found = harness.alternate(works, context.rounds, patience=20)
     put_rates(put, shape, 1, found, context.limits())
     own.decoder = None
+
+
+def drivers(context: Context, shape: Shape, put: Put) -> None:
+    """One row, with the ways of driving the card in turns."""
+    own = rivals(context, shape)
+    prompt, model = own.ids(8), own.model("bf16")
+
+    def seconds(how: str) -> float:
+        with mode(how):
+            return harness.decode_seconds(model, prompt, 2 if context.dry else 64)
+
+    works = {f"spikelet bf16, {how}": partial(seconds, how) for how in FORCED}
+    found = harness.alternate(works, context.rounds, patience=20)
+    put_rates(put, shape, 1, found, context.limits())
 
 
 def passes(context: Context, shape: Shape, dtypes: tuple[str, ...], put: Put) -> None:
@@ -289,13 +305,16 @@ def units(context: Context) -> list[Unit]:
     if context.dry:
         for shape in models.TINY:
             found += of_shape(context, shape, (1, 3), ("f32", "q8"), 1)
-        return [*found, Unit("compiled", lambda put: compiled(context, models.TINY[0], put))]
+        tiny = models.TINY[0]
+        found.append(Unit("drivers", lambda put: drivers(context, tiny, put)))
+        return [*found, Unit("compiled", lambda put: compiled(context, tiny, put))]
     both = ("bf16", "q8")
-    found += of_shape(context, models.SPIKEGPT_216M, ROWS, both, 6)
+    shape = models.SPIKEGPT_216M
+    found += of_shape(context, shape, ROWS, both, 6)
+    found.append(Unit(f"{shape.name} drivers", lambda put: drivers(context, shape, put), 60))
     found += of_shape(context, models.RWKV4_1B5, ROWS, both, 20)
     found += of_shape(context, models.RWKV4_169M, (1, 64), both, 6)
     found += of_shape(context, models.RWKV4_7B, (1, 8, 64), both, 60)
-    shape = models.SPIKEGPT_216M
     found.append(
         Unit(f"{shape.name} torch.compile", lambda put: compiled(context, shape, put), 120, 45)
     )
