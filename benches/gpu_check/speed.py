@@ -31,6 +31,7 @@ from gpu_check.modes import FORCED, mode
 from gpu_check.record import Put, Unit
 
 EAGER, GRAPH, COMPILED = "torch", "torch, CUDA graph", "torch.compile, CUDA graph"
+OPERATORS = "torch with training operators"
 ROWS = (1, 8, 64, 256)
 PASSES = (1, 2, 3, 4, 5, 6, 8, 16, 64)
 PROMPTS = (512, 2048)
@@ -240,15 +241,44 @@ def prefill(context: Context, shape: Shape, dtypes: tuple[str, ...], put: Put) -
             works[dtype] = lambda m=model, ids=ids: harness.seconds(  # type: ignore[misc]
                 lambda: m.forward(ids, m.new_state(), all_logits=False)
             )
+        if shape.hidden < 1024:
+            works[OPERATORS] = trained_twin(context, shape, length)
         found = harness.alternate(works, context.rounds, patience=10)
-        for dtype in dtypes:
-            least = bound(shape, dtype, context.limits(), tokens=length, lines=1)
+        for dtype in works:
+            kind = "bf16" if dtype == OPERATORS else dtype
+            least = bound(shape, kind, context.limits(), tokens=length, lines=1)
             row = {"model": shape.name, "format": dtype, "prompt": length}
             rates = [length / one for one in found[dtype]]
             row["tokens_per_second"] = Figure.of(rates).json()
             if least is not None:
                 row["share"] = Figure.of([least / one for one in found[dtype]]).json()
             put(**row)
+
+
+def trained_twin(context: Context, shape: Shape, length: int) -> Callable[[], float]:
+    """PyTorch with this package's operators, without which it has to go token by token."""
+    from spikelet.training import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
+
+    device = context.torch_device()
+    sizes = {"ctx_len": length, "n_layer": shape.layers, "n_embd": shape.hidden}
+    torch.manual_seed(1)
+    model: torch.nn.Module
+    if shape.model_type == "spikegpt":
+        model = SpikeGPT(SpikeGPTConfig(shape.vocab, **sizes))
+    else:
+        model = RWKV4(RWKV4Config(shape.vocab, **sizes))
+    model = model.to(device).eval()
+    ids = torch.randint(0, shape.vocab, (1, length), device=device)
+
+    def read() -> float:
+        begun = perf_counter()
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            logits = model(ids)
+        # What is looked at has been computed.
+        float(logits[0, -1, 0])
+        return perf_counter() - begun
+
+    return read
 
 
 def torch_is_right(context: Context, put: Put) -> None:
