@@ -47,6 +47,10 @@ class Context:
         """Where PyTorch computes: the emulated driver is not for it."""
         return "cuda" if self.device.startswith("cuda") and not self.dry else "cpu"
 
+    def has_graphs(self) -> bool:
+        """Whether PyTorch can capture what it does."""
+        return self.torch_device() == "cuda"
+
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what was made under this name, made now if it was not.
 

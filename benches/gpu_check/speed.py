@@ -159,7 +159,7 @@ def decode(context: Context, shape: Shape, rows: int, dtypes: tuple[str, ...], p
         return torch_seconds(decoder, max(2, tokens // 4))
 
     works[EAGER] = eager
-    if context.torch_device() == "cuda":
+    if context.has_graphs():
         decoder.capture()
         graph = decoder.graph
 
@@ -174,7 +174,7 @@ def decode(context: Context, shape: Shape, rows: int, dtypes: tuple[str, ...], p
 
 def compiled(context: Context, shape: Shape, put: Put) -> None:
     """PyTorch at its best: a compiled layer in a graph. Alone with the engine, as it takes long."""
-    if context.torch_device() != "cuda":
+    if not context.has_graphs():
         put(note="PyTorch has no GPU here")
         return
     own = rivals(context, shape)

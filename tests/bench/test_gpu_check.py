@@ -14,7 +14,9 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -213,6 +215,51 @@ def test_the_bound_of_a_pass_is_memory_or_arithmetic() -> None:
     many = speed.bound(shape, "bf16", given, rows=256)
     assert many == pytest.approx(2 * 256 * shape.weights_read / 59e12)
     assert speed.bound(shape, "bf16", {}, rows=8) is None
+
+
+class FakeGraph:
+    """Captures nothing, and does again what its decoder would."""
+
+    decoder: Any = None
+
+    def replay(self) -> None:
+        self.decoder.greedy()
+
+
+def test_torch_is_measured_as_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed, child, models = module("speed"), module("child"), module("models")
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda given: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch, "compile", lambda layer, **options: layer)
+    context = child.Context("cpu", True, tmp_path, tmp_path, 60.0)
+    monkeypatch.setattr(context, "has_graphs", lambda: True)
+    shape = models.TINY[0]
+    monkeypatch.setattr(FakeGraph, "decoder", speed.rivals(context, shape).torch(1))
+    rows: list[dict[str, Any]] = []
+    speed.decode(context, shape, 3, ("f32",), lambda **row: rows.append(row))
+    assert [row["engine"] for row in rows] == ["spikelet f32", speed.EAGER, speed.GRAPH]
+    assert rows[0]["against"]["peer"] in (speed.EAGER, speed.GRAPH)
+    rows.clear()
+    speed.compiled(context, shape, lambda **row: rows.append(row))
+    assert [row["engine"] for row in rows] == ["spikelet bf16", speed.COMPILED]
+
+
+def test_a_step_of_torch_is_the_same_as_a_graph_or_without(tmp_path: Path) -> None:
+    decode, models = importlib.import_module("torch_decode"), module("models")
+    shape = models.TINY[1]
+    file = models.folder(shape, tmp_path, "cpu") / "model.safetensors"
+    tensors = importlib.import_module("safetensors.torch").load_file(file)
+    decoder = decode.TorchDecoder(tensors, 2, torch.float32, "cpu", spiking=False)
+    first = decoder.generate(6)
+    decoder.resize(2)
+    decoder.graph = FakeGraph()
+    decoder.graph.decoder = decoder
+    assert decoder.generate(6) == first
+    assert first[0][0] == first[0][1]
 
 
 def test_differences_are_told_by_place() -> None:
