@@ -15,6 +15,8 @@ import spikelet
 # What the engine measures of a machine is no concern of the user's cache while tests keep it busy.
 _cache = tempfile.TemporaryDirectory(prefix="spikelet-cache-")
 os.environ["SPIKELET_CACHE"] = _cache.name
+# Tests that want a GPU say so; the others are about the CPU, whatever machine they run on.
+os.environ["SPIKELET_DEVICE"] = "cpu"
 
 GOLDEN = Path(__file__).parent / "golden"
 

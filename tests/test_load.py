@@ -117,11 +117,15 @@ def test_home_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        # No machine has so many GPUs; most have no driver either.
+        ({"device": "cuda:64"}, spikelet.DeviceError, "^device cuda:64: "),
+        ({"device": "cuda:64"}, RuntimeError, "driver|GPU"),
         (
-            {"device": "cuda"},
+            {"device": "cuda", "dtype": "q4"},
             spikelet.UnsupportedError,
-            'device "cuda" is not supported: .*CPU only',
+            '"q4" on cuda:0 is not supported: .*"q8"',
         ),
+        ({"device": "cuda:x"}, spikelet.OptionError, '`device`: found "cuda:x", needed .*"cuda:N"'),
         ({"device": "tpu"}, spikelet.OptionError, '`device`: found "tpu", needed "auto", "cpu"'),
         ({"dtype": "int3"}, spikelet.OptionError, '`dtype`: found "int3", needed "auto", "f32"'),
         ({"threads": 0}, spikelet.OptionError, "`threads`: found 0, needed .* from 1 to 1024"),

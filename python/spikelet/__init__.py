@@ -29,11 +29,13 @@ from spikelet._spikelet import (
     convert,
     cpu_features,
     default_options,
+    gpu_features,
     inspect,
     quantize,
 )
 from spikelet._token import Token, TokenLogprob
 from spikelet.errors import (
+    DeviceError,
     FileError,
     FormatError,
     InternalError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "DeviceError",
     "FileError",
     "FormatError",
     "Generation",
@@ -78,6 +81,7 @@ __all__ = [
     "cpu_features",
     "default_options",
     "find_model",
+    "gpu_features",
     "home",
     "inspect",
     "load",

@@ -82,7 +82,7 @@ def find_model(path_or_name: str | os.PathLike[str] | None = None) -> Path:
 def load(
     path_or_name: str | os.PathLike[str] | None = None,
     *,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     dtype: Literal["auto", "f32", "bf16", "f16", "q8", "q4"] = "auto",
     threads: int | None = None,
     model_type: str | None = None,
@@ -95,7 +95,9 @@ def load(
     Args:
         path_or_name: a model folder, a safetensors file, the authors' `.pth` file, or the name of a
             model or run under `home()`. None: the model that comes with the package.
-        device: `"cpu"`; `"auto"` is the same in this version, and `"cuda"` raises.
+        device: `"cpu"`; `"cuda"`, or `"cuda:1"` for another GPU than the first; `"auto"` is a GPU
+            where one can be used, else the CPU, unless the environment variable `SPIKELET_DEVICE`
+            says where. Results do not depend on it.
         dtype: format of the matrices in memory; `"auto"` is the file's own. `"q8"` and `"q4"` of
             a model that is not stored so are made while loading, without calibration: better
             once with `spikelet quantize`. States are always float32.
@@ -113,7 +115,8 @@ def load(
         NotFoundError: there is no such file, folder or model.
         FormatError: a file is broken, or its tensors are not those of the model it claims to be.
         TokenizerError: the tokenizer is broken or does not fit the model.
-        UnsupportedError: an architecture, device or format that this version does not have.
+        UnsupportedError: an architecture or format that this version, or the device, does not have.
+        DeviceError: the GPU that is asked for cannot be used; the message says why.
         OptionError: an argument that makes no sense.
 
     Example:

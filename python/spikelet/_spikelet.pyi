@@ -28,6 +28,7 @@ __all__ = [
     "convert",
     "cpu_features",
     "default_options",
+    "gpu_features",
     "inspect",
     "lif_backward",
     "lif_forward",
@@ -62,6 +63,22 @@ class _CpuFeatures(TypedDict):
     reason: str
     physical_cores: int
     logical_cores: int
+
+class _Gpu(TypedDict):
+    device: str
+    name: str | None
+    capability: tuple[int, int] | None
+    multiprocessors: int | None
+    memory_free: int | None
+    memory_total: int | None
+    problem: str | None
+
+class _GpuFeatures(TypedDict):
+    driver: str | None
+    problem: str | None
+    devices: list[_Gpu]
+    chosen: str | None
+    reason: str
 
 def load_model(
     path: _Path,
@@ -201,6 +218,15 @@ def cpu_features() -> _CpuFeatures:
     `physical_cores` (the default number of threads), `logical_cores`.
     """
 
+def gpu_features() -> _GpuFeatures:
+    """What the engine makes of this machine's GPUs: a dict. It tries each, which takes a moment; having none is no error.
+
+    Keys: `driver` (the newest CUDA that the NVIDIA driver knows, or None if there is no driver), `problem` (why no GPU can be used, if
+    that is the driver's doing, else None), `devices` (dicts with `device` such as `"cuda:0"`, `name`, `capability`,
+    `multiprocessors`, `memory_free`, `memory_total` (bytes) and `problem`, which is None where it can be used), `chosen` (what
+    `device="auto"` comes to, or None if the environment variable `SPIKELET_DEVICE` asks for what is not there), `reason` (a sentence).
+    """
+
 def default_options() -> dict[str, Any]:
     """The engine's own value of every option of `Model.generate`: a dict by the option's name."""
 
@@ -333,13 +359,16 @@ class Model:
         """Format of the matrices in memory: `"f32"`, `"bf16"`, `"f16"`, `"q8"` or `"q4"`. Activations and states are always f32."""
     @property
     def device(self) -> str:
-        """Where it computes: `"cpu"`."""
+        """Where it computes: `"cpu"`, or a GPU such as `"cuda:0"`. Results do not depend on it."""
+    @property
+    def device_reason(self) -> str:
+        """Why it computes there: what was asked for, or what `device="auto"` found."""
     @property
     def threads(self) -> int:
-        """Threads it computes with."""
+        """Threads it computes with; on a GPU those that draft and draw."""
     @property
     def isa(self) -> str:
-        """Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it."""
+        """Instruction set of these threads, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it."""
     @property
     def path(self) -> Path:
         """The folder or file it was loaded from."""

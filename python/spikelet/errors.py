@@ -6,6 +6,7 @@ Arguments of a wrong type raise `TypeError`, as everywhere in Python.
 """
 
 __all__ = [
+    "DeviceError",
     "FileError",
     "FormatError",
     "InternalError",
@@ -45,6 +46,10 @@ class StateError(SpikeletError, ValueError):
 
 class NotFiniteError(SpikeletError, ArithmeticError):
     """Logits are not numbers, or options have made the greatest of them infinite."""
+
+
+class DeviceError(SpikeletError, RuntimeError):
+    """A GPU cannot be used, has no more memory, or was lost. Models elsewhere go on."""
 
 
 class FileError(SpikeletError, OSError):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import ctypes.util
 import json
 import os
 import platform
@@ -14,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from spikelet._models import DARWINKIT_HOMES
-from spikelet.cli.terminal import Output, stdout
+from spikelet.cli.terminal import Output, human_bytes, stdout
 
 EPILOG = """\
-The self-test compares logits with stored ones, bit for bit, on every instruction set of this CPU.
+The self-test compares logits with stored ones, bit for bit, on every instruction set of this CPU
+and on every GPU that can be used.
 Exit code 1 if it fails.
 
 examples:
@@ -75,24 +74,32 @@ def examine(model: str | None) -> dict[str, Any]:
         "cpu": {**features, "model": cpu_model(), "flags": cpu_flags()},
         "environment": {
             name: os.environ[name]
-            for name in ("SPIKELET_ISA", "SPIKELET_HOME", *DARWINKIT_HOMES, "SPIKELET_DEBUG")
+            for name in (
+                "SPIKELET_DEVICE",
+                "SPIKELET_ISA",
+                "SPIKELET_HOME",
+                *DARWINKIT_HOMES,
+                "SPIKELET_DEBUG",
+            )
             if name in os.environ
         },
-        "gpu": find_gpus(),
+        "gpu": spikelet.gpu_features(),
     }
-    report["self_test"] = self_test(model, features["levels"])
-    report["ok"] = features["chosen"] is not None and report["self_test"]["ok"]
+    usable = [gpu["device"] for gpu in report["gpu"]["devices"] if gpu["problem"] is None]
+    report["self_test"] = self_test(model, features["levels"], usable)
+    chosen = features["chosen"] is not None and report["gpu"]["chosen"] is not None
+    report["ok"] = chosen and report["self_test"]["ok"]
     return report
 
 
-def self_test(model: str | None, levels: list[str]) -> dict[str, Any]:
-    """The outcome on every level; a model that cannot be found is a failed test."""
+def self_test(model: str | None, levels: list[str], devices: list[str]) -> dict[str, Any]:
+    """The outcome on every level and GPU; a model that cannot be found is a failed test."""
     import spikelet
     from spikelet.cli.selftest import run_levels
 
     try:
         path = spikelet.find_model(model)
-        outcomes = run_levels(path, levels)
+        outcomes = run_levels(path, levels, devices)
     except (spikelet.SpikeletError, OSError, ValueError, KeyError) as error:
         return {"ok": False, "error": str(error), "levels": []}
     return {
@@ -124,37 +131,6 @@ def _cpuinfo() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def find_gpus() -> dict[str, Any]:
-    """What the NVIDIA driver says, asked through its own library; having none is no error."""
-    name = ctypes.util.find_library("cuda") or "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return {"driver": None, "devices": []}
-    try:
-        count = ctypes.c_int()
-        status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-        if status:
-            return {
-                "driver": name,
-                "devices": [],
-                "error": f"the driver answers with code {status}",
-            }
-        return {"driver": name, "devices": [_gpu_name(driver, i) for i in range(count.value)]}
-    except AttributeError as error:
-        return {"driver": name, "devices": [], "error": str(error)}
-
-
-def _gpu_name(driver: Any, index: int) -> str:
-    device = ctypes.c_int()
-    buffer = ctypes.create_string_buffer(256)
-    if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(
-        buffer, 256, device
-    ):
-        return "unknown"
-    return buffer.value.decode(errors="replace")
-
-
 def show(report: dict[str, Any], out: Output) -> None:
     """The report for people."""
 
@@ -179,13 +155,10 @@ def show(report: dict[str, Any], out: Output) -> None:
     row("used", f"{cpu['chosen'] or 'none'}: {cpu['reason']}")
     row("threads", thread_reason(cpu))
     section("gpu")
-    if gpu["devices"]:
-        row("seen", ", ".join(gpu["devices"]))
-    elif gpu["driver"]:
-        row("seen", f"none ({gpu.get('error', 'the driver finds no device')})")
-    else:
-        row("seen", "none (no NVIDIA driver)")
-    row("used", "no: this version computes on the CPU")
+    row("driver", f"for CUDA {gpu['driver']}" if gpu["driver"] else "none")
+    for found in gpu["devices"]:
+        row(found["device"], describe_gpu(found))
+    row("auto", f"{gpu['chosen'] or 'none'}: {gpu['reason']}")
     section("self-test")
     test = report["self_test"]
     if "error" in test:
@@ -195,6 +168,19 @@ def show(report: dict[str, Any], out: Output) -> None:
         row(level["level"], f"{mark}  {level['detail']}")
     verdict = "everything is well" if report["ok"] else "something is wrong"
     out.line(out.paint(verdict, "green" if report["ok"] else "red", "bold"))
+
+
+def describe_gpu(found: dict[str, Any]) -> str:
+    """A card, and whether it can be used."""
+    parts = [found["name"] or "unknown"]
+    if found["capability"]:
+        major, minor = found["capability"]
+        parts.append(f"capability {major}.{minor}, {found['multiprocessors']} multiprocessors")
+    if found["memory_total"]:
+        free, total = human_bytes(found["memory_free"]), human_bytes(found["memory_total"])
+        parts.append(f"{free} of {total} free")
+    parts.append(found["problem"] or "the kernels are loaded")
+    return "; ".join(parts)
 
 
 def thread_reason(cpu: dict[str, Any]) -> str:

@@ -82,7 +82,9 @@ def add_model_options(
         metavar="N",
         help=f"threads (default: the physical cores){commas}",
     )
-    group.add_argument("--device", metavar="DEVICE", help="where to compute: auto, cpu")
+    group.add_argument(
+        "--device", metavar="DEVICE", help="where to compute: auto, cpu, cuda, cuda:1"
+    )
     add_file_options(group)
     group.add_argument(
         "--rescale-every",
@@ -237,7 +239,8 @@ def speculation_arguments(args: argparse.Namespace) -> dict[str, Any]:
     import spikelet
 
     if model is not None:
-        given["draft_model"] = spikelet.load(model, threads=args.threads)
+        options = {} if args.device is None else {"device": args.device}
+        given["draft_model"] = spikelet.load(model, threads=args.threads, **options)
     given["method"] = method or ("auto" if model is None else "draft_model")
     try:
         return {"speculative": spikelet.SpeculativeConfig(**given)}

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -29,7 +30,7 @@ Dtype: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one instruction set made of the ids."""
+    """What one instruction set, or GPU, made of the ids."""
 
     level: str
     ok: bool
@@ -66,8 +67,11 @@ def _digest(logits: Any) -> str:
     return hashlib.sha256(logits.astype("<f4").tobytes()).hexdigest()
 
 
-def run_levels(path: Path, levels: list[str], debug: bool = False) -> list[Outcome]:
-    """Tries every instruction set; the stored answer is the judge, or else the portable code."""
+def run_levels(path: Path, levels: list[str], devices: Sequence[str] = ()) -> list[Outcome]:
+    """Tries every instruction set, and GPUs such as `cuda:0`.
+
+    The stored answer is the judge, or else the portable code.
+    """
     stored = path / FILE_NAME
     expected: dict[str, Any] | None = None
     if stored.is_file():
@@ -80,13 +84,19 @@ def run_levels(path: Path, levels: list[str], debug: bool = False) -> list[Outco
         outcome = _run_level(path, level, ids, expected, reference)
         reference = reference or outcome.digest
         outcomes.insert(0, outcome)
-    return outcomes
+    on_gpus = [_run_level(path, name, ids, expected, reference) for name in devices]
+    return outcomes + on_gpus
 
 
 def _run_level(
     path: Path, level: str, ids: list[int], expected: dict[str, Any] | None, reference: str | None
 ) -> Outcome:
     dtype = expected["dtype"] if expected else "auto"
+    where = (
+        {"SPIKELET_DEVICE": level}
+        if level.startswith("cuda")
+        else {"SPIKELET_DEVICE": "cpu", "SPIKELET_ISA": level}
+    )
     process = subprocess.run(  # noqa: S603 - our own module
         [sys.executable, "-m", "spikelet.cli.selftest", str(path), dtype],
         input=json.dumps(ids),
@@ -94,7 +104,7 @@ def _run_level(
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "SPIKELET_ISA": level},
+        env={**os.environ, **where},
         timeout=_TIMEOUT,
         check=False,
     )

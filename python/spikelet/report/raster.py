@@ -38,7 +38,7 @@ def make_raster(folder: Path, text: str) -> dict[str, Any]:
     """
     import spikelet
 
-    model = spikelet.load(folder)
+    model = spikelet.load(folder, device="cpu")  # where neurons can be watched
     ids = model.tokenizer.encode(text[:_MAX_LETTERS])
     if not ids:
         raise spikelet.OptionError("option `text`: it is empty; a raster needs at least one token")

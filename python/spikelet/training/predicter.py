@@ -276,7 +276,7 @@ class LanguageModelPredicter(Predicter):
             with tempfile.TemporaryDirectory(prefix="spikelet-") as folder:
                 model: Any = self.model
                 export_model(model, Path(folder), self._engine_tokenizer())
-                self._engine = spikelet.load(folder)
+                self._engine = spikelet.load(folder, device="cpu")
         return self._engine
 
     def _engine_tokenizer(self) -> TextTokenizer | None:

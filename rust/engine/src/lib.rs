@@ -18,7 +18,7 @@
 //! # fn main() -> spikelet::Result<()> {
 //! let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/spikegpt-tiny");
 //! let model = Model::load(&folder, &LoadOptions::default())?;
-//! let mut runner = model.runner();
+//! let mut runner = model.runner()?;
 //! let (start, fork) = (runner.alloc_slot()?, runner.alloc_slot()?);
 //! let last = LogitsWanted::Last;
 //!
@@ -53,7 +53,7 @@
 //! config.tokenizer_class = Some("bytes".into());
 //! let tokenizer = load_tokenizer(&golden, Some(&config))?;
 //!
-//! let mut decoder = Decoder::new(model.runner(), tokenizer.clone());
+//! let mut decoder = Decoder::new(model.runner()?, tokenizer.clone());
 //! let stop = StopRules { max_new_tokens: 8, ..StopRules::default() };
 //! decoder.add(&Request { prompt: tokenizer.encode("A fox")?, stop, ..Request::default() })?;
 //! let (mut events, mut tokens) = (Events::new(), 0);

@@ -77,7 +77,7 @@ fn model(seed: u64) -> Arc<Model> {
 
 /// Probability of every text, in the order of its tokens as digits.
 fn exact(model: &Arc<Model>, params: &SamplingParams) -> Vec<f64> {
-    let mut runner = model.runner();
+    let mut runner = model.runner().expect("a runner");
     let mut work = Workspace::new(model.cpu().level(), KNOWN);
     let mut sampler = Sampler::new(params, common::VOCAB, 0, 0).unwrap();
     sampler.observe_prompt(&PROMPT);
@@ -117,7 +117,7 @@ fn texts(
 
 /// How often each text was said, and how many guesses were accepted.
 fn said(model: &Arc<Model>, params: &SamplingParams, speculative: &SpeculativeConfig) -> (Vec<usize>, usize) {
-    let mut decoder = Decoder::new(model.runner(), Arc::new(Letters));
+    let mut decoder = Decoder::new(model.runner().expect("a runner"), Arc::new(Letters));
     let (mut events, mut counts, mut accepted) = (Events::new(), vec![0; KNOWN.pow(LENGTH as u32)], 0);
     let mut rows: Vec<(RowId, usize, usize)> = Vec::new();
     let mut joined = 0;

@@ -92,7 +92,7 @@ fn the_instruction_set_changes_no_bit() {
 /// Logits and states of `rows` run together, each row cut into pieces of its own.
 fn run_together(model: &Arc<Model>, rows: &[(Vec<u32>, usize)]) -> Vec<(Vec<u32>, Vec<u32>)> {
     let vocab = model.config().vocab_size;
-    let mut runner = model.runner();
+    let mut runner = model.runner().expect("a runner");
     let slots: Vec<_> = rows.iter().map(|_| runner.alloc_slot().expect("a slot")).collect();
     let mut results = vec![(Vec::new(), Vec::new()); rows.len()];
     let mut at = vec![0; rows.len()];
@@ -147,7 +147,7 @@ fn a_pass_leaves_the_state_after_each_token_and_rolling_back_is_choosing_one() {
     let rejected = other_ids(&ids);
     each_model(|name, folder, format| {
         let model = load(folder, options(format));
-        let mut runner = model.runner();
+        let mut runner = model.runner().expect("a runner");
         let base = runner.alloc_slot().expect("a slot");
         runner.forward(&[all(base, &ids[..4], &[base])]).unwrap();
         let before = bits(&runner.read_state(base).expect("a state"));
@@ -188,7 +188,7 @@ fn forked_states_interleaved_give_what_each_gives_alone() {
     let (start, a, b) = (ids(5, 6), ids(6, 10), ids(7, 10));
     each_model(|name, folder, format| {
         let model = load(folder, options(format));
-        let mut runner = model.runner();
+        let mut runner = model.runner().expect("a runner");
         let (left, right) = (runner.alloc_slot().expect("a slot"), runner.alloc_slot().expect("a slot"));
         let feed = |runner: &mut dyn Runner, slot, tokens: &[u32]| {
             runner.forward(&[PassRow { slot, tokens, logits: LogitsWanted::Last, keep: &[slot] }]).unwrap();
@@ -211,7 +211,7 @@ fn an_id_out_of_range_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     random_model(folder.path(), 7, KINDS[0].1);
     let model = load(folder.path(), LoadOptions::default());
-    let mut runner = model.runner();
+    let mut runner = model.runner().expect("a runner");
     let slot = runner.alloc_slot().expect("a slot");
     let before = bits(&runner.read_state(slot).expect("a state"));
     let row = PassRow { slot, tokens: &[1, VOCAB as u32], logits: LogitsWanted::Last, keep: &[slot] };

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{load, random_model};
-use spikelet::backend::CpuRunner;
+use spikelet::backend::DeviceRunner;
 use spikelet::decode::{Decoder, Event, Events, Request, SequenceState, StopRules};
 use spikelet::model::LoadOptions;
 use spikelet::sampler::SamplingParams;
@@ -14,9 +14,9 @@ use spikelet::tokenizer::bytes::Bytes;
 
 const MODELS: [&str; 2] = [r#""model_type": "spikegpt""#, r#""model_type": "rwkv4""#];
 
-fn decoder(folder: &std::path::Path, threads: usize) -> Decoder<CpuRunner> {
+fn decoder(folder: &std::path::Path, threads: usize) -> Decoder<DeviceRunner> {
     let model = load(folder, LoadOptions { threads: Some(threads), ..Default::default() });
-    Decoder::new(model.runner(), Arc::new(Bytes::new()))
+    Decoder::new(model.runner().expect("a runner"), Arc::new(Bytes::new()))
 }
 
 fn request(row: u32, prompt_len: u32, max_new_tokens: usize, temperature: f32) -> Request {
@@ -31,7 +31,7 @@ fn request(row: u32, prompt_len: u32, max_new_tokens: usize, temperature: f32) -
 }
 
 /// Ids, bits of their log probabilities, and final state of every request.
-fn run(decoder: &mut Decoder<CpuRunner>, requests: &[Request]) -> Vec<(Vec<u32>, Vec<u32>, SequenceState)> {
+fn run(decoder: &mut Decoder<DeviceRunner>, requests: &[Request]) -> Vec<(Vec<u32>, Vec<u32>, SequenceState)> {
     let rows: Vec<_> = requests.iter().map(|request| decoder.add(request).unwrap()).collect();
     let mut told = vec![(Vec::new(), Vec::new()); rows.len()];
     let mut events = Events::new();

@@ -129,7 +129,7 @@ fn a_warm_loop_allocates_nothing() {
         common::random_model(folder.path(), 5, &format!(r#""model_type": "{model_type}""#));
         for threads in [1, 2] {
             let model = common::load(folder.path(), LoadOptions { threads: Some(threads), ..Default::default() });
-            let decoder = Decoder::new(model.runner(), Arc::new(Bytes::new()));
+            let decoder = Decoder::new(model.runner().expect("a runner"), Arc::new(Bytes::new()));
             assert_steady(decoder, &format!("{model_type}, {threads} threads"));
         }
     }

@@ -48,7 +48,7 @@ fn every_spike_and_the_membranes() {
         let model = load(&folder, LoadOptions::default());
         let (layers, hidden) = (model.config().num_hidden_layers, model.config().hidden_size);
         let mut trace = Trace::new(layers, hidden);
-        let mut runner = model.runner();
+        let mut runner = model.runner().expect("a runner");
         let slot = runner.alloc_slot().expect("a slot");
         for piece in [&ids[..50], &ids[50..51], &ids[51..]] {
             let row = PassRow { slot, tokens: piece, logits: LogitsWanted::None, keep: &[slot] };

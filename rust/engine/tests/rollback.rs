@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spikelet::Result;
-use spikelet::backend::{CpuRunner, PassRow, Runner};
+use spikelet::backend::{DeviceRunner, PassRow, Runner};
 use spikelet::config::ModelConfig;
 use spikelet::decode::{Decoder, Event, Events, Request, RowId, StopRules};
 use spikelet::draft::{Draft, DraftRow, Drafter, Method, Source, SpeculativeConfig};
@@ -32,7 +32,7 @@ enum Fault {
 }
 
 struct Faulty {
-    runner: CpuRunner,
+    runner: DeviceRunner,
     model: Arc<Model>,
     fault: Fault,
 }
@@ -149,7 +149,7 @@ fn text(model: &Arc<Model>, fault: Fault, sequence: Option<&[u32]>) -> Vec<u32> 
     let mut config = model.config().clone();
     config.tokenizer_class = Some("bytes".into());
     let tokenizer = load_tokenizer(&model.path(), Some(&config)).unwrap();
-    let runner = Faulty { runner: model.runner(), model: Arc::clone(model), fault };
+    let runner = Faulty { runner: model.runner().expect("a runner"), model: Arc::clone(model), fault };
     let mut decoder = Decoder::new(runner, tokenizer);
     let vocab_size = model.config().vocab_size as u32;
     let drafts = sequence.map(|sequence| OftenRight { sequence: sequence.to_vec(), vocab_size });

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use spikelet::backend::CpuRunner;
+use spikelet::backend::DeviceRunner;
 use spikelet::decode::{Decoder, Event, Events, Request, RowId};
 use spikelet::error::Result;
 
@@ -14,7 +14,7 @@ use crate::stream::Outcome;
 
 /// Rows in flight, and what has come of the others.
 struct Batch<'a> {
-    decoder: Decoder<CpuRunner>,
+    decoder: Decoder<DeviceRunner>,
     events: Events,
     requests: &'a [Request],
     /// How many requests have joined.

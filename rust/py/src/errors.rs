@@ -16,6 +16,7 @@ pyo3::import_exception!(spikelet.errors, StateError);
 pyo3::import_exception!(spikelet.errors, NotFiniteError);
 pyo3::import_exception!(spikelet.errors, FileError);
 pyo3::import_exception!(spikelet.errors, NotFoundError);
+pyo3::import_exception!(spikelet.errors, DeviceError);
 pyo3::import_exception!(spikelet.errors, InternalError);
 
 /// The exception for an error of the engine.
@@ -29,6 +30,7 @@ pub fn exception(error: &Error) -> PyErr {
         Error::Unsupported { .. } => UnsupportedError::new_err(message),
         Error::Option { .. } | Error::TokenId { .. } => OptionError::new_err(message),
         Error::Logits { .. } => NotFiniteError::new_err(message),
+        Error::Device { .. } => DeviceError::new_err(message),
         Error::State { .. } => StateError::new_err(message),
         _ => SpikeletError::new_err(message),
     }

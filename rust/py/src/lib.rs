@@ -6,6 +6,7 @@ mod config;
 mod errors;
 mod files;
 mod generation;
+mod gpu;
 mod load;
 mod model;
 mod options;
@@ -35,6 +36,8 @@ mod _spikelet {
     };
     #[pymodule_export]
     use super::generation::{Completion, Generation};
+    #[pymodule_export]
+    use super::gpu::gpu_features;
     #[pymodule_export]
     use super::load::load_model;
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use spikelet::config::ModelType;
-use spikelet::error::{Error, Result};
+use spikelet::error::Result;
 use spikelet::model::LoadOptions;
 use spikelet::weights::OpenOptions;
 use spikelet_simd::WeightFormat;
@@ -36,9 +36,9 @@ pub fn load_model(
 ) -> PyResult<Model> {
     let mut listener = Listener::new(progress);
     let loaded = engine(py, || {
-        check_device(device)?;
         let options = LoadOptions {
             format: format(dtype)?,
+            device: device.parse()?,
             threads: threads.map(thread_count).transpose()?,
             level: None,
             open: open_options(model_type, spike_embedding)?,
@@ -56,17 +56,6 @@ pub fn load_model(
 /// What a bare file of weights leaves open.
 pub fn open_options(model_type: Option<&str>, spike_embedding: Option<bool>) -> Result<OpenOptions> {
     Ok(OpenOptions { model_type: model_type.map(ModelType::by_name).transpose()?, spike_embedding })
-}
-
-fn check_device(device: &str) -> Result<()> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        "cuda" => Err(Error::Unsupported {
-            what: "device \"cuda\"".into(),
-            reason: "this version computes on the CPU only; use device=\"cpu\" or \"auto\"".into(),
-        }),
-        _ => Err(bad_option("device", format!("{device:?}"), "\"auto\", \"cpu\" or \"cuda\"")),
-    }
 }
 
 /// The format of a `dtype` option; none for `"auto"`.

@@ -68,19 +68,25 @@ impl Model {
         format_name(self.shared.model.format())
     }
 
-    /// Where it computes: `"cpu"`.
+    /// Where it computes: `"cpu"`, or a GPU such as `"cuda:0"`. Results do not depend on it.
     #[getter]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self) -> String {
+        self.shared.model.device()
     }
 
-    /// Threads it computes with.
+    /// Why it computes there: what was asked for, or what `device="auto"` found.
+    #[getter]
+    fn device_reason(&self) -> &str {
+        self.shared.model.device_reason()
+    }
+
+    /// Threads it computes with; on a GPU those that draft and draw.
     #[getter]
     fn threads(&self) -> usize {
         self.shared.model.cpu().threads()
     }
 
-    /// Instruction set it computes with, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it.
+    /// Instruction set of these threads, such as `"avx2"`: one of the `levels` of `cpu_features`. Results do not depend on it.
     #[getter]
     fn isa(&self) -> &'static str {
         self.shared.model.cpu().level().name()
@@ -450,6 +456,9 @@ impl Model {
     /// Args:
     ///     prompt: a text, or token ids; at least one token.
     ///     state: what came before; moves on. None: nothing.
+    ///
+    /// Raises:
+    ///     UnsupportedError: the model computes on a GPU; on the CPU it computes the same.
     #[pyo3(signature = (prompt, state=None))]
     fn trace(&self, py: Python<'_>, prompt: Prompt, state: Option<&State>) -> PyResult<Trace> {
         let ids = engine(py, || self.some_ids("prompt", &prompt))?;
@@ -465,11 +474,12 @@ impl Model {
     fn __repr__(&self) -> String {
         let config = self.config();
         format!(
-            "<spikelet.Model: {}, {} layers x {}, {} on cpu>",
+            "<spikelet.Model: {}, {} layers x {}, {} on {}>",
             config.model_type.name(),
             config.num_hidden_layers,
             config.hidden_size,
-            self.dtype()
+            self.dtype(),
+            self.device()
         )
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use spikelet::backend::CpuRunner;
+use spikelet::backend::DeviceRunner;
 use spikelet::decode::{Decoder, Events, Request};
 use spikelet::draft::Companions;
 use spikelet::error::{Error, Result};
@@ -23,7 +23,7 @@ pub struct Shared {
     tokenizer: std::result::Result<Arc<dyn Tokenizer>, String>,
     pub settings: GenerationConfig,
     pub companions: Arc<Companions>,
-    idle: Mutex<Vec<Decoder<CpuRunner>>>,
+    idle: Mutex<Vec<Decoder<DeviceRunner>>>,
 }
 
 impl Shared {
@@ -69,16 +69,16 @@ impl Shared {
     }
 
     /// An idle decoder: one that was used before, or a new one.
-    pub fn decoder(&self) -> Result<Decoder<CpuRunner>> {
+    pub fn decoder(&self) -> Result<Decoder<DeviceRunner>> {
         if let Some(decoder) = lock(&self.idle)?.pop() {
             return Ok(decoder);
         }
         let tokenizer = self.tokenizer.clone().unwrap_or_else(|_| Arc::new(IdsOnly(self.vocab_size())));
-        Ok(Decoder::with_companions(self.model.runner(), tokenizer, Arc::clone(&self.companions)))
+        Ok(Decoder::with_companions(self.model.runner()?, tokenizer, Arc::clone(&self.companions)))
     }
 
     /// Takes a decoder back for the next user, unless it still has rows.
-    pub fn give_back(&self, decoder: Decoder<CpuRunner>) {
+    pub fn give_back(&self, decoder: Decoder<DeviceRunner>) {
         if let Ok(mut idle) = self.idle.lock()
             && decoder.is_idle()
             && idle.len() < MOST_IDLE

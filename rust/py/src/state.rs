@@ -7,7 +7,7 @@ use numpy::ndarray::IntoDimension;
 use numpy::{Element, IntoPyArray, PyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
-use spikelet::backend::{CpuRunner, Runner};
+use spikelet::backend::{DeviceRunner, Runner};
 use spikelet::decode::Decoder;
 use spikelet::error::{Error, Result};
 use spikelet::model::Model;
@@ -118,7 +118,7 @@ impl State {
 struct Lent<'a> {
     shared: &'a Shared,
     /// Taken when it is given back.
-    decoder: Option<Decoder<CpuRunner>>,
+    decoder: Option<Decoder<DeviceRunner>>,
     slot: Slot,
 }
 
@@ -138,7 +138,7 @@ pub fn in_passes(
     shared: &Shared,
     state: Option<&State>,
     (total, most): (usize, usize),
-    mut pass: impl FnMut(&mut Decoder<CpuRunner>, Slot, Range<usize>) -> Result<()> + Send,
+    mut pass: impl FnMut(&mut Decoder<DeviceRunner>, Slot, Range<usize>) -> Result<()> + Send,
 ) -> PyResult<()> {
     let Some(state) = state else {
         return passes(py, shared, None, (total, most), &mut pass).map(drop);
@@ -164,7 +164,7 @@ fn passes(
     shared: &Shared,
     start: Option<&[f32]>,
     (total, most): (usize, usize),
-    pass: &mut (impl FnMut(&mut Decoder<CpuRunner>, Slot, Range<usize>) -> Result<()> + Send),
+    pass: &mut (impl FnMut(&mut Decoder<DeviceRunner>, Slot, Range<usize>) -> Result<()> + Send),
 ) -> PyResult<Vec<f32>> {
     let mut lent = engine(py, || {
         let mut decoder = shared.decoder()?;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::PyErr;
-use spikelet::backend::CpuRunner;
+use spikelet::backend::DeviceRunner;
 use spikelet::decode::{Decoder, Event, Events, FinishReason, Request, RowId, RowStats, SequenceState};
 use spikelet::error::Result;
 use spikelet::sampler::TokenLogprob;
@@ -62,7 +62,7 @@ pub struct Rest {
 pub struct Stream {
     shared: Arc<Shared>,
     /// Until the row has ended.
-    decoder: Option<Decoder<CpuRunner>>,
+    decoder: Option<Decoder<DeviceRunner>>,
     row: RowId,
     events: Events,
     pub outcome: Outcome,

@@ -61,7 +61,8 @@ impl CpuRunner {
         if let Some(observer) = observer {
             pass = pass.observed_by(observer);
         }
-        model.architecture().forward(&mut pass, act, logits);
+        let architecture = model.architecture().expect("a runner on the CPU is of a model on the CPU");
+        architecture.forward(&mut pass, act, logits);
         Ok(())
     }
 

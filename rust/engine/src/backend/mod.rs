@@ -1,8 +1,11 @@
 //! The seam between decoding and devices: a [`Runner`] takes ragged rows of tokens through the model in one pass.
 
 mod cpu;
+mod device;
 
 pub use cpu::CpuRunner;
+pub use device::DeviceRunner;
+pub(crate) use device::cpu_only;
 
 use spikelet_simd::Cpu;
 

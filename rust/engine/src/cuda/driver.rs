@@ -134,16 +134,31 @@ impl std::fmt::Debug for Device {
     }
 }
 
+/// The newest CUDA that the driver knows, as it numbers itself. None: there is no driver.
+pub(super) fn version() -> Option<u32> {
+    version_of(api::api().ok()?).ok()
+}
+
+/// What the cards that this process sees say of themselves, or why there are none.
+pub(super) fn cards() -> std::result::Result<Vec<std::result::Result<Card, String>>, String> {
+    let (api, _) = driver()?;
+    let cards: Vec<_> = (0..count(api)?).map(|ordinal| card(api, ordinal).map(|(_, card)| card)).collect();
+    if cards.is_empty() { Err(NO_CARD.into()) } else { Ok(cards) }
+}
+
+fn version_of(api: &Api) -> std::result::Result<u32, String> {
+    let mut version = 0;
+    // SAFETY: `version` is written. This call alone may come before cuInit.
+    match unsafe { (api.cuDriverGetVersion)(&raw mut version) } {
+        0 => Ok(version.unsigned_abs()),
+        code => Err(format!("the NVIDIA driver does not tell its version: {}", api.words(code))),
+    }
+}
+
 /// A driver that is new enough and its version, or why there is none.
 fn driver() -> std::result::Result<(&'static Api, u32), String> {
     let api = api::api()?;
-    let mut version = 0;
-    // SAFETY: `version` is written. This call alone may come before cuInit.
-    let code = unsafe { (api.cuDriverGetVersion)(&raw mut version) };
-    if code != 0 {
-        return Err(format!("the NVIDIA driver does not tell its version: {}", api.words(code)));
-    }
-    let version = version.unsigned_abs();
+    let version = version_of(api)?;
     if version < OLDEST_DRIVER {
         return Err(format!(
             "the NVIDIA driver is too old: it is for CUDA {}; 12.0 (driver 525) or later is needed",

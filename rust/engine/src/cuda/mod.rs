@@ -3,3 +3,10 @@
 //! Nothing here touches the driver before a device is asked for, and without one all else of this crate works the same.
 
 pub mod driver;
+mod model;
+mod runner;
+mod survey;
+
+pub use model::CudaModel;
+pub use runner::CudaRunner;
+pub use survey::{CardSurvey, Survey};

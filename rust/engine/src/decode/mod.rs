@@ -24,7 +24,7 @@
 //! let model = Model::load(folder, &LoadOptions::default())?;
 //! let tokenizer = load_tokenizer(folder, Some(model.config()))?;
 //! let prompt = tokenizer.encode("Once upon a time")?;
-//! let mut decoder = Decoder::new(model.runner(), tokenizer);
+//! let mut decoder = Decoder::new(model.runner()?, tokenizer);
 //! decoder.add(&Request { prompt, ..Request::default() })?;
 //! let mut events = Events::new();
 //! while !decoder.is_idle() {

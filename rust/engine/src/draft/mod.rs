@@ -168,7 +168,7 @@ mod testing {
             let mut config = model.config().clone();
             config.tokenizer_class = Some("bytes".into());
             let tokenizer = load_tokenizer(&model.path(), Some(&config)).expect("bytes");
-            let mut decoder = Decoder::new(model.runner(), tokenizer);
+            let mut decoder = Decoder::new(model.runner().expect("a runner"), tokenizer);
             let request = Request { prompt: vec![1], ..Request::default() };
             (0..8).map(|_| decoder.add(&request).expect("a row")).collect()
         });

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::guess::guess;
 use super::{Draft, DraftRow, Drafter, MAX_DRAFT, Source};
-use crate::backend::{CpuRunner, LogitsWanted, PassRow, Runner};
+use crate::backend::{DeviceRunner, LogitsWanted, PassRow, Runner};
 use crate::config::ModelConfig;
 use crate::decode::RowId;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ const TRAIL: usize = MAX_DRAFT + 1;
 /// Guesses with a second model.
 pub struct SecondModel {
     model: Arc<Model>,
-    runner: CpuRunner,
+    runner: DeviceRunner,
     work: Workspace,
     rows: HashMap<RowId, Row>,
 }
@@ -47,7 +47,7 @@ impl Row {
 
     /// Goes back to the last token that is also in `history`, whose own last token shall be read anew: it is the one that
     /// logits are wanted of.
-    fn roll_back(&mut self, history: &[u32], runner: &mut CpuRunner) -> Result<()> {
+    fn roll_back(&mut self, history: &[u32], runner: &mut DeviceRunner) -> Result<()> {
         let based = self.read.len() - self.trail.len();
         let known = &history[..history.len() - 1];
         let common = self.read.iter().zip(known).take_while(|(a, b)| a == b).count();
@@ -74,7 +74,7 @@ impl SecondModel {
     /// Drafts with `model` for a model of the configuration `target`.
     ///
     /// # Errors
-    /// [`Error::Option`] if their vocabularies differ in size.
+    /// [`Error::Option`] if their vocabularies differ in size; those of [`Model::runner`].
     pub fn new(model: Arc<Model>, target: &ModelConfig) -> Result<Self> {
         let (found, needed) = (model.config().vocab_size, target.vocab_size);
         if found != needed {
@@ -85,7 +85,7 @@ impl SecondModel {
             });
         }
         let work = Workspace::new(model.cpu().level(), needed);
-        Ok(Self { runner: model.runner(), model, work, rows: HashMap::new() })
+        Ok(Self { runner: model.runner()?, model, work, rows: HashMap::new() })
     }
 
     /// The model that drafts.
@@ -214,7 +214,7 @@ mod tests {
         let mut work = Workspace::new(model.cpu().level(), model.config().vocab_size);
         let mut text = history.to_vec();
         for _ in 0..n {
-            let mut runner = model.runner();
+            let mut runner = model.runner().expect("a runner");
             let slot = runner.alloc_slot().expect("a slot");
             for tokens in text.chunks(500) {
                 let row = PassRow { slot, tokens, logits: LogitsWanted::Last, keep: &[slot] };

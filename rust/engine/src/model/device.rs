@@ -72,7 +72,7 @@ impl DeviceChoice {
     /// Looks for a place where matrices of `format` can be computed with. Nothing is asked of the driver where the CPU is wanted.
     pub(crate) fn find(self, format: WeightFormat) -> Result<Place> {
         let (choice, reason) = match self {
-            Self::Auto => self.from_environment()?,
+            Self::Auto => self.by_environment()?,
             choice => (choice, "it was asked for".into()),
         };
         match choice {
@@ -94,8 +94,18 @@ impl DeviceChoice {
         }
     }
 
+    /// Where a model of floats would be loaded, and why there.
+    ///
+    /// # Errors
+    /// As those of a load: [`Error::Device`] for a GPU that cannot be used, [`Error::Option`] for a `SPIKELET_DEVICE` that is no device.
+    pub fn resolve(self) -> Result<(String, String)> {
+        let Place { device, reason, .. } = self.find(WeightFormat::F32)?;
+        let choice = device.map_or(Self::Cpu, |device| Self::Cuda(device.ordinal()));
+        Ok((choice.to_string(), reason))
+    }
+
     /// What `SPIKELET_DEVICE` makes of "auto", and why.
-    fn from_environment(self) -> Result<(Self, String)> {
+    fn by_environment(self) -> Result<(Self, String)> {
         match std::env::var("SPIKELET_DEVICE") {
             Ok(text) if !text.is_empty() => match text.parse() {
                 Ok(choice) => Ok((choice, "SPIKELET_DEVICE asks for it".into())),

@@ -1,5 +1,6 @@
 //! Architectures, one file each, and what they share: how weights come in and how a pass runs.
 
+mod device;
 mod loader;
 mod observer;
 mod pass;
@@ -15,15 +16,18 @@ use std::sync::Arc;
 
 use spikelet_simd::{Cpu, Level, Matrix, WeightFormat, physical_cores};
 
+pub use self::device::DeviceChoice;
 pub use self::observer::{InputStatistics, Observer, calibrate};
 pub use self::pass::{Activations, Pass, StateBuffers};
 pub use self::prophet::{Prophet, ProphetRunner};
 pub use self::reading::LoadProgress;
 pub use self::trace::Trace;
 
+use self::device::{Place, why_not};
 use self::loader::Loader;
-use crate::backend::CpuRunner;
+use crate::backend::{CpuRunner, DeviceRunner};
 use crate::config::{ModelConfig, ModelType};
+use crate::cuda::{CudaModel, CudaRunner};
 use crate::error::{Error, Result};
 use crate::state::StateLayout;
 use crate::weights::{Checkpoint, Dtype, OpenOptions};
@@ -49,7 +53,9 @@ pub type Matrices<'a> = Vec<(String, &'a Matrix)>;
 pub struct LoadOptions {
     /// Format of the matrices in memory; the file's own when `None`.
     pub format: Option<WeightFormat>,
-    /// Threads to compute with, at most one per processor; the physical cores when `None`.
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Threads to compute with, at most one per processor; the physical cores when `None`. On a GPU they draft and draw.
     pub threads: Option<usize>,
     /// Instruction set; the best of this CPU, or the one named by `SPIKELET_ISA`, when `None`.
     pub level: Option<Level>,
@@ -59,14 +65,22 @@ pub struct LoadOptions {
     pub rescale_every: Option<usize>,
 }
 
-/// A loaded model. It never changes, so any number of threads may run it at once, each with its own [`CpuRunner`].
+/// A loaded model. It never changes, so any number of threads may run it at once, each with its own [`DeviceRunner`].
 pub struct Model {
     checkpoint: Arc<Checkpoint>,
     config: ModelConfig,
     format: WeightFormat,
     cpu: Cpu,
     layout: StateLayout,
-    architecture: Box<dyn Architecture>,
+    compute: Compute,
+    /// Why there.
+    reason: String,
+}
+
+/// The weights, where they are computed with.
+enum Compute {
+    Cpu(Box<dyn Architecture>),
+    Cuda(Box<CudaModel>),
 }
 
 impl Model {
@@ -107,18 +121,44 @@ impl Model {
         });
         let format = options.format.unwrap_or(stored);
         let cpu = Cpu::new(level, threads);
-        let mut loader = Loader::new(&checkpoint, &config, format, &cpu, progress)?;
-        let architecture: Box<dyn Architecture> = match config.model_type {
-            ModelType::Rwkv4 => Box::new(rwkv4::Rwkv4::load(&mut loader)?),
-            ModelType::SpikeGpt => Box::new(spikegpt::SpikeGpt::load(&mut loader)?),
+        let Place { device, mut reason, may_fall_back } = options.device.find(format)?;
+        let loaded =
+            device.map(|device| CudaModel::load(&checkpoint, &config, format, device, &mut *progress)).transpose();
+        let (compute, layout) = match loaded {
+            Ok(Some((model, layout))) => (Compute::Cuda(Box::new(model)), layout),
+            Err(error @ (Error::Device { .. } | Error::Unsupported { .. })) if may_fall_back => {
+                reason = why_not(&error);
+                load_on_cpu(&checkpoint, &config, format, &cpu, progress)?
+            }
+            Ok(None) => load_on_cpu(&checkpoint, &config, format, &cpu, progress)?,
+            Err(error) => return Err(error),
         };
-        let layout = loader.finish()?;
-        Ok(Arc::new(Self { checkpoint, config, format, cpu, layout, architecture }))
+        Ok(Arc::new(Self { checkpoint, config, format, cpu, layout, compute, reason }))
     }
 
     /// A runner with states of its own.
-    pub fn runner(self: &Arc<Self>) -> CpuRunner {
-        CpuRunner::new(Arc::clone(self))
+    ///
+    /// # Errors
+    /// [`Error::Device`] if a GPU has no room for it, or is lost.
+    pub fn runner(self: &Arc<Self>) -> Result<DeviceRunner> {
+        let model = Arc::clone(self);
+        Ok(match self.compute {
+            Compute::Cpu(_) => DeviceRunner::Cpu(Box::new(CpuRunner::new(model))),
+            Compute::Cuda(_) => DeviceRunner::Cuda(Box::new(CudaRunner::new(model)?)),
+        })
+    }
+
+    /// Where it computes: `cpu`, or a GPU such as `cuda:0`.
+    pub fn device(&self) -> String {
+        match self.cuda() {
+            Some(model) => DeviceChoice::Cuda(model.device().ordinal()).to_string(),
+            None => DeviceChoice::Cpu.to_string(),
+        }
+    }
+
+    /// Why there.
+    pub fn device_reason(&self) -> &str {
+        &self.reason
     }
 
     /// The configuration in force.
@@ -141,7 +181,7 @@ impl Model {
         self.format
     }
 
-    /// What the model computes with.
+    /// What the model computes with on the CPU; one on a GPU drafts and draws with it.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
     }
@@ -153,10 +193,40 @@ impl Model {
 
     /// Bytes of weights that lie in memory, packed for the kernels.
     pub fn weight_bytes(&self) -> usize {
-        self.architecture.weight_bytes()
+        match &self.compute {
+            Compute::Cpu(architecture) => architecture.weight_bytes(),
+            Compute::Cuda(model) => model.weight_bytes(),
+        }
     }
 
-    pub(crate) fn architecture(&self) -> &dyn Architecture {
-        &*self.architecture
+    /// The weights of a model that computes on the CPU.
+    pub(crate) fn architecture(&self) -> Option<&dyn Architecture> {
+        match &self.compute {
+            Compute::Cpu(architecture) => Some(&**architecture),
+            Compute::Cuda(_) => None,
+        }
     }
+
+    /// The weights of a model that computes on a GPU.
+    pub(crate) fn cuda(&self) -> Option<&CudaModel> {
+        match &self.compute {
+            Compute::Cpu(_) => None,
+            Compute::Cuda(model) => Some(model),
+        }
+    }
+}
+
+fn load_on_cpu(
+    checkpoint: &Arc<Checkpoint>,
+    config: &ModelConfig,
+    format: WeightFormat,
+    cpu: &Cpu,
+    progress: LoadProgress<'_>,
+) -> Result<(Compute, StateLayout)> {
+    let mut loader = Loader::new(checkpoint, config, format, cpu, progress)?;
+    let architecture: Box<dyn Architecture> = match config.model_type {
+        ModelType::Rwkv4 => Box::new(rwkv4::Rwkv4::load(&mut loader)?),
+        ModelType::SpikeGpt => Box::new(spikegpt::SpikeGpt::load(&mut loader)?),
+    };
+    Ok((Compute::Cpu(architecture), loader.finish()?))
 }

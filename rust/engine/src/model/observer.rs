@@ -7,7 +7,7 @@ use std::sync::Arc;
 use spikelet_simd::Matrix;
 
 use super::Model;
-use crate::backend::{LogitsWanted, PassRow, Runner};
+use crate::backend::{LogitsWanted, PassRow, Runner, cpu_only};
 use crate::error::{Error, Result};
 
 /// Tokens whose inputs are kept whole.
@@ -15,7 +15,7 @@ const SAMPLES: usize = 64;
 /// Tokens of a pass of [`calibrate`]: few enough for their logits to stay small.
 const PART: usize = 256;
 
-/// Watches the products of passes, see [`CpuRunner::forward_observed`](crate::backend::CpuRunner::forward_observed).
+/// Watches the products of passes, see [`DeviceRunner::forward_observed`](crate::backend::DeviceRunner::forward_observed).
 #[derive(Debug)]
 pub struct Observer {
     /// By the address of the matrix, which stays where it is as long as the model lives.
@@ -68,11 +68,15 @@ impl InputStatistics {
 
 impl Observer {
     /// Watches `model` over a text of about `tokens` tokens.
-    pub fn new(model: &Model, tokens: usize) -> Self {
-        let matrices = model.architecture().matrices();
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it computes on a GPU.
+    pub fn new(model: &Model, tokens: usize) -> Result<Self> {
+        let matrices = model.architecture().ok_or_else(|| cpu_only("calibration"))?.matrices();
         let places = matrices.iter().enumerate().map(|(i, (_, matrix))| (address(matrix), i)).collect();
         let unused = |(name, matrix): (String, &Matrix)| InputStatistics::new(name, matrix.inputs());
-        Self { places, matrices: matrices.into_iter().map(unused).collect(), every: tokens.div_ceil(SAMPLES).max(1) }
+        let every = tokens.div_ceil(SAMPLES).max(1);
+        Ok(Self { places, matrices: matrices.into_iter().map(unused).collect(), every })
     }
 
     /// What was seen, by the name of the matrix's tensor.
@@ -91,14 +95,14 @@ impl Observer {
 ///
 /// # Errors
 /// [`Error::TokenId`] for an id outside the vocabulary, [`Error::Cancelled`], or [`Error::Logits`] if the model computes numbers
-/// that are not finite.
+/// that are not finite. [`Error::Unsupported`] if it computes on a GPU.
 pub fn calibrate(
     model: &Arc<Model>,
     tokens: &[u32],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<BTreeMap<String, InputStatistics>> {
-    let mut observer = Observer::new(model, tokens.len());
-    let mut runner = model.runner();
+    let mut observer = Observer::new(model, tokens.len())?;
+    let mut runner = model.runner()?;
     let slot = runner.alloc_slot()?;
     let mut done = 0;
     for part in tokens.chunks(PART) {
@@ -136,8 +140,8 @@ mod tests {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
             let model = Model::load(&folder, &LoadOptions::default()).expect("a model");
             let tokens: Vec<u32> = (0..100).map(|i| i * 7 % model.config().vocab_size as u32).collect();
-            let (mut runner, mut plain) = (model.runner(), model.runner());
-            let mut observer = Observer::new(&model, tokens.len());
+            let (mut runner, mut plain) = (model.runner().expect("a runner"), model.runner().expect("a runner"));
+            let mut observer = Observer::new(&model, tokens.len()).expect("on the CPU");
             for part in tokens.chunks(30) {
                 let slot = runner.alloc_slot().expect("a slot");
                 let row = PassRow { slot, tokens: part, logits: LogitsWanted::All, keep: &[slot] };

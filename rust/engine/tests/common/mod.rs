@@ -148,7 +148,7 @@ pub fn load(path: &Path, options: LoadOptions) -> Arc<Model> {
 
 /// Logits of every token and the state after the last, bit for bit, of one row fed in pieces of the given lengths.
 pub fn run(model: &Arc<Model>, ids: &[u32], pieces: impl IntoIterator<Item = usize>) -> (Vec<u32>, Vec<u32>) {
-    let mut runner = model.runner();
+    let mut runner = model.runner().expect("a runner");
     let slot = runner.alloc_slot().expect("a slot");
     let mut logits = Vec::new();
     let mut at = 0;

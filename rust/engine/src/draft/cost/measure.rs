@@ -215,7 +215,7 @@ fn drawn(line: &[f32], point: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::CpuRunner;
+    use crate::backend::DeviceRunner;
     use crate::config::ModelConfig;
     use crate::draft::testing::golden;
 
@@ -270,7 +270,7 @@ mod tests {
 
     /// A runner that counts slots in use and looks at passes.
     struct Watched {
-        runner: CpuRunner,
+        runner: DeviceRunner,
         slots: usize,
         passes: Vec<usize>,
     }
@@ -328,7 +328,8 @@ mod tests {
 
     #[test]
     fn passes_of_a_model_are_timed_and_slots_come_back() {
-        let mut watched = Watched { runner: golden("spikegpt-tiny").runner(), slots: 0, passes: Vec::new() };
+        let mut watched =
+            Watched { runner: golden("spikegpt-tiny").runner().expect("a runner"), slots: 0, passes: Vec::new() };
         let curve = passes(&mut watched, Effort { seconds: 10.0, rounds: 2 }).expect("no error");
         assert_eq!(curve.points().iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24]);
         assert!(curve.at(1.0) > 0.0);

@@ -71,7 +71,7 @@ impl CostTable {
         if let Some(pass) = store::load(&key, "pass") {
             return Ok(Self::new(pass, 0.0));
         }
-        let table = Self::measure(&mut model.runner(), Effort::default())?;
+        let table = Self::measure(&mut model.runner()?, Effort::default())?;
         store::save(&key, &[("pass", &table.pass)]);
         Ok(table)
     }

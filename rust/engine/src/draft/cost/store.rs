@@ -42,7 +42,12 @@ impl Machine {
         let (level, threads) = (model.cpu().level().name(), model.cpu().threads());
         let (config, format) = (model.config().to_json(), format_name(model.format()));
         let engine = env!("CARGO_PKG_VERSION");
-        format!("spikelet {engine}\n{cpu}, {cores} cores\n{level}, {threads} threads\n{format}\n{config}")
+        let card = model.cuda().map_or_else(String::new, |cuda| {
+            let (device, (major, minor)) = (cuda.device(), cuda.device().capability());
+            let (name, driver) = (device.name(), device.driver_version());
+            format!("\n{name}, capability {major}.{minor}, driver {driver}")
+        });
+        format!("spikelet {engine}\n{cpu}, {cores} cores\n{level}, {threads} threads{card}\n{format}\n{config}")
     }
 }
 
