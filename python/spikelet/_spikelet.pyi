@@ -565,6 +565,9 @@ class Model:
         Args:
             prompt: a text, or token ids; at least one token.
             state: what came before; moves on. None: nothing.
+
+        Raises:
+            UnsupportedError: the model computes on a GPU; on the CPU it computes the same.
         """
 
 @final
