@@ -42,11 +42,11 @@ template <class Load>
 __device__ __forceinline__ NormStats norm_stats(u32 width, float epsilon, u32 lane, Load load) {
     const float count = float(width);
     float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 4
     for (u32 c = lane; c < width; c += NORM_LANES) sum = sum + load(c);
     const float mean = sum_norm_lanes(sum) / count;
     float squares = 0.0f;
-#pragma unroll 8
+#pragma unroll 4
     for (u32 c = lane; c < width; c += NORM_LANES) {
         const float d = load(c) - mean;
         squares = fmaf(d, d, squares);

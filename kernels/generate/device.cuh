@@ -27,16 +27,14 @@ inline T load_shared_by_grid(const T *at) {
     return *at;
 }
 /// `sum` plus the products of four pairs of signed bytes.
-inline int dot4(u32 a, u32 b, int sum) {
-    for (u32 i = 0; i < 4; ++i) sum += int(static_cast<signed char>(a >> 8 * i)) * int(static_cast<signed char>(b >> 8 * i));
-    return sum;
-}
+inline int dot4(u32 a, u32 b, int sum) { return __dp4a(int(a), int(b), sum); }
 inline u32 count_bits(u64 mask) { return u32(__builtin_popcountll(mask)); }
-/// Exact, subnormals included, as in rust/simd/src/convert.rs; weights are finite.
+/// Exact, subnormals included, as in rust/simd/src/convert.rs.
 inline float widen_f16(u32 bits) {
     const u32 magnitude = bits & 0x7fffu;
     const float scaled = __uint_as_float(magnitude << 13) * __uint_as_float((254u - 15u) << 23);
-    return __uint_as_float((bits & 0x8000u) << 16 | __float_as_uint(scaled));
+    const u32 value = magnitude >= 0x7c00u ? 0x7f800000u | magnitude << 13 : __float_as_uint(scaled);
+    return __uint_as_float((bits & 0x8000u) << 16 | value);
 }
 #else
 __device__ __forceinline__ Bytes16 load_stream(const void *at) {

@@ -26,3 +26,5 @@ struct Pass {
     u32 arrived;
     PassEntry entries[MAX_TOKENS];
 };
+
+static_assert(sizeof(PassEntry) == 32 && sizeof(Pass) == 16 + 32 * MAX_TOKENS, "as in rust/engine/src/cuda/pass.rs");

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use spikelet_simd::Cpu;
 
-use super::{PassRow, Runner};
+use super::{PassRow, Runner, check_rows};
 use crate::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Activations, Model, Observer, Pass, StateBuffers, Trace};
 use crate::state::{Slot, StatePool};
 
@@ -51,7 +51,7 @@ impl CpuRunner {
     }
 
     fn pass(&mut self, rows: &[PassRow<'_>], trace: Option<&mut Trace>, observer: Option<&mut Observer>) -> Result<()> {
-        self.check(rows)?;
+        check_rows(rows, self.model.config().vocab_size, MAX_PASS_TOKENS)?;
         self.logits.clear();
         if rows.is_empty() {
             return Ok(());
@@ -63,26 +63,6 @@ impl CpuRunner {
         }
         let architecture = model.architecture().expect("a runner on the CPU is of a model on the CPU");
         architecture.forward(&mut pass, act, logits);
-        Ok(())
-    }
-
-    fn check(&self, rows: &[PassRow<'_>]) -> Result<()> {
-        let vocab_size = self.model.config().vocab_size;
-        let mut tokens = 0;
-        for row in rows {
-            assert!(!row.tokens.is_empty(), "a row of a pass has no tokens");
-            assert!(
-                row.keep.len() == 1 || row.keep.len() == row.tokens.len(),
-                "a row of {} tokens cannot keep {} states",
-                row.tokens.len(),
-                row.keep.len()
-            );
-            if let Some(&id) = row.tokens.iter().find(|&&id| id as usize >= vocab_size) {
-                return Err(Error::TokenId { id: u64::from(id), vocab_size });
-            }
-            tokens += row.tokens.len();
-        }
-        assert!(tokens <= MAX_PASS_TOKENS, "a pass of {tokens} tokens, the most is {MAX_PASS_TOKENS}");
         Ok(())
     }
 }

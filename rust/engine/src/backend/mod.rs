@@ -10,7 +10,7 @@ pub(crate) use device::cpu_only;
 use spikelet_simd::Cpu;
 
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::state::Slot;
 
 /// Which positions of a row need logits.
@@ -51,7 +51,7 @@ pub trait Runner: Send {
     /// Takes a slot holding the state before the first token.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU has no more room, or is lost.
+    /// [`Error::Device`] if a GPU has no more room, or is lost.
     fn alloc_slot(&mut self) -> Result<Slot>;
 
     /// Gives a slot back.
@@ -60,32 +60,32 @@ pub trait Runner: Send {
     /// Puts the state before the first token into a slot.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::Device`] if a GPU is lost.
     fn reset_slot(&mut self, slot: Slot) -> Result<()>;
 
     /// Copies one slot over another.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::Device`] if a GPU is lost.
     fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()>;
 
     /// Copies a slot's content out.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::Device`] if a GPU is lost.
     fn read_state(&self, slot: Slot) -> Result<Vec<f32>>;
 
     /// Puts content that was read before into a slot.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) if it does not fit the model; [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::State`] if it does not fit the model; [`Error::Device`] if a GPU is lost.
     fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()>;
 
     /// Runs one pass.
     ///
     /// # Errors
-    /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the vocabulary. Nothing has changed then.
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost: so are all its slots.
+    /// [`Error::TokenId`] for an id outside the vocabulary. Nothing has changed then.
+    /// [`Error::Device`] if a GPU is lost: so are all its slots.
     ///
     /// # Panics
     /// If a row has no tokens, `keep` has another length than 1 or the number of tokens, or the pass holds more than
@@ -102,4 +102,24 @@ pub trait Runner: Send {
 
     /// The residual stream before `ln_out` at the same positions, `[lines][hidden_size]`.
     fn hidden(&self) -> &[f32];
+}
+
+/// Refuses ids that the model does not have; what else is wrong with rows is a mistake of the caller.
+pub(crate) fn check_rows(rows: &[PassRow<'_>], vocab_size: usize, most: usize) -> Result<()> {
+    let mut tokens = 0;
+    for row in rows {
+        assert!(!row.tokens.is_empty(), "a row of a pass has no tokens");
+        assert!(
+            row.keep.len() == 1 || row.keep.len() == row.tokens.len(),
+            "a row of {} tokens cannot keep {} states",
+            row.tokens.len(),
+            row.keep.len()
+        );
+        if let Some(&id) = row.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenId { id: u64::from(id), vocab_size });
+        }
+        tokens += row.tokens.len();
+    }
+    assert!(tokens <= most, "a pass of {tokens} tokens, the most is {most}");
+    Ok(())
 }

@@ -4,9 +4,14 @@
 
 pub mod driver;
 mod model;
+mod narrow;
+mod pass;
 mod runner;
+mod slots;
 mod survey;
+mod weights;
 
 pub use model::CudaModel;
+pub use narrow::Driver;
 pub use runner::CudaRunner;
 pub use survey::{CardSurvey, Survey};

@@ -2,21 +2,161 @@
 
 use std::sync::Arc;
 
-use crate::backend::{PassRow, Runner};
+use spikelet_simd::Cpu;
+
+use super::CudaModel;
+use super::driver::{Buffer, Device};
+use super::narrow::{Driver, PassMemory, Workspace};
+use super::pass::{Description, MAX_TOKENS, PASS_BYTES, Piece, cut};
+use super::slots::Slots;
+use crate::backend::{PassRow, Runner, check_rows};
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::state::Slot;
+
+/// Models of up to so many bytes are bound by how long their phases wait, not by memory: all phases of a pass are one launch. A guess: not
+/// yet measured.
+const SMALL_MODEL: usize = 1 << 30;
 
 /// A model on a GPU with states and buffers of its own.
 pub struct CudaRunner {
     model: Arc<Model>,
+    device: Arc<Device>,
+    driver: Driver,
+    slots: Slots,
+    pass: Buffer<u8>,
+    work: Work,
+    description: Description,
+    /// Blocks that have come to barriers so far.
+    arrived: u32,
+    /// Lines that the last pass has left in the memory of `work`.
+    lines: usize,
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+/// Memory that phases work in, for as many tokens as a pass of a few has.
+struct Work {
+    /// Residual stream, its normed form, result of WKV, gate: `[tokens][hidden]` each.
+    narrow: [Buffer<f32>; 4],
+    /// Key of channel mixing.
+    wide: Buffer<f32>,
+    logits: Buffer<f32>,
+    hidden: Buffer<f32>,
+    barrier: Buffer<u32>,
+}
+
+impl Work {
+    fn new(device: &Arc<Device>, config: &ModelConfig, tokens: usize) -> Result<Self> {
+        let of = |width: usize| device.zeros(tokens * width);
+        let d = config.hidden_size;
+        Ok(Self {
+            narrow: [of(d)?, of(d)?, of(d)?, of(d)?],
+            wide: of(config.intermediate_size)?,
+            logits: of(config.vocab_size)?,
+            hidden: of(d)?,
+            barrier: device.zeros(2)?,
+        })
+    }
+
+    fn pointers(&self) -> Workspace {
+        let [x, normed, y, gate] = self.narrow.each_ref().map(Buffer::pointer);
+        let (wide, logits, hidden) = (self.wide.pointer(), self.logits.pointer(), self.hidden.pointer());
+        Workspace { x, normed, y, wide, gate, logits, hidden }
+    }
 }
 
 impl CudaRunner {
+    /// # Errors
+    /// [`Error::Device`] if there is no room, or the device is lost.
     pub(crate) fn new(model: Arc<Model>) -> Result<Self> {
-        Ok(Self { model })
+        let cuda = of(&model);
+        let device = Arc::clone(cuda.device());
+        let driver = choose(cuda)?;
+        let slots = Slots::new(&device, model.state_layout())?;
+        let pass = device.zeros(PASS_BYTES)?;
+        let work = Work::new(&device, model.config(), cuda.narrow().most_tokens())?;
+        let (description, arrived, lines) = (Description::default(), 0, 0);
+        let (logits, hidden) = (Vec::new(), Vec::new());
+        Ok(Self { device, driver, slots, pass, work, description, arrived, lines, logits, hidden, model })
     }
+
+    /// Launches passes in this way from now on, in place of the one that was thought to be quickest or was named by
+    /// `SPIKELET_CUDA_DRIVER`.
+    pub fn drive_by(&mut self, driver: Driver) {
+        self.driver = driver;
+    }
+
+    /// A pass of a few tokens: rows, or pieces of rows.
+    fn narrow(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+        let narrow = of(&self.model).narrow();
+        self.description.fill(pieces, &self.slots, self.arrived);
+        let (tokens, lines) = (self.description.tokens(), self.description.lines());
+        self.device.write(&self.pass, 0, self.description.bytes())?;
+        let memory =
+            PassMemory { pass: self.pass.pointer(), work: self.work.pointers(), barrier: self.work.barrier.pointer() };
+        narrow.run(self.driver, tokens, lines, &memory)?;
+        if self.driver == Driver::Cooperative {
+            self.arrived = self.arrived.wrapping_add(narrow.arrivals(tokens, lines));
+        }
+        self.lines = lines;
+        Ok(())
+    }
+
+    /// Waits for the last pass, and adds its logits to those that are here.
+    fn fetch_logits(&mut self) -> Result<()> {
+        append(&self.device, &self.work.logits, self.lines * self.model.config().vocab_size, &mut self.logits)?;
+        self.check_barriers()
+    }
+
+    /// The same of the residual stream.
+    fn fetch_hidden(&mut self) -> Result<()> {
+        append(&self.device, &self.work.hidden, self.lines * self.model.config().hidden_size, &mut self.hidden)
+    }
+
+    /// After a wait for the card: an error if blocks have waited for each other in vain.
+    fn check_barriers(&self) -> Result<()> {
+        if self.driver != Driver::Cooperative {
+            return Ok(());
+        }
+        let mut stuck = [0];
+        self.device.read(&self.work.barrier, 1, &mut stuck)?;
+        if stuck == [0] {
+            return Ok(());
+        }
+        Err(Error::Device {
+            device: self.model.device(),
+            reason: "blocks of a kernel waited for each other in vain; SPIKELET_CUDA_DRIVER=chain does without".into(),
+        })
+    }
+}
+
+fn of(model: &Model) -> &CudaModel {
+    model.cuda().expect("a runner on a GPU is of a model on a GPU")
+}
+
+/// How passes are launched: as `SPIKELET_CUDA_DRIVER` says, else as is thought to be quickest.
+fn choose(model: &CudaModel) -> Result<Driver> {
+    let named = std::env::var("SPIKELET_CUDA_DRIVER").ok().filter(|name| !name.is_empty());
+    match named.as_deref() {
+        Some("chain" | "graph") => Ok(Driver::Chain),
+        Some("cooperative") => Ok(Driver::Cooperative),
+        None if model.weight_bytes() <= SMALL_MODEL && model.narrow().can_cooperate()? => Ok(Driver::Cooperative),
+        None => Ok(Driver::Chain),
+        Some(other) => Err(Error::Option {
+            name: "SPIKELET_CUDA_DRIVER".into(),
+            value: other.into(),
+            needed: "chain, graph or cooperative".into(),
+        }),
+    }
+}
+
+/// Reads the first `len` numbers of a buffer to the end of `to`.
+fn append(device: &Device, from: &Buffer<f32>, len: usize, to: &mut Vec<f32>) -> Result<()> {
+    let start = to.len();
+    to.resize(start + len, 0.0);
+    device.read(from, 0, &mut to[start..])
 }
 
 impl Runner for CudaRunner {
@@ -25,40 +165,58 @@ impl Runner for CudaRunner {
     }
 
     fn max_pass_tokens(&self) -> usize {
-        512
+        MAX_TOKENS
     }
 
     fn alloc_slot(&mut self) -> Result<Slot> {
-        Ok(0)
+        self.slots.alloc()
     }
 
-    fn free_slot(&mut self, _slot: Slot) {}
+    fn free_slot(&mut self, slot: Slot) {
+        self.slots.free(slot);
+    }
 
-    fn reset_slot(&mut self, _slot: Slot) -> Result<()> {
+    fn reset_slot(&mut self, slot: Slot) -> Result<()> {
+        self.slots.reset(slot)
+    }
+
+    fn copy_slot(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.slots.copy(from, to)
+    }
+
+    fn read_state(&self, slot: Slot) -> Result<Vec<f32>> {
+        let state = self.slots.read(slot)?;
+        self.check_barriers()?;
+        Ok(state)
+    }
+
+    fn write_state(&mut self, slot: Slot, state: &[f32]) -> Result<()> {
+        self.slots.write(slot, state)
+    }
+
+    fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+        check_rows(rows, self.model.config().vocab_size, MAX_TOKENS)?;
+        self.logits.clear();
+        self.hidden.clear();
+        for pieces in cut(rows, of(&self.model).narrow().most_tokens()) {
+            self.narrow(&pieces)?;
+            if self.lines > 0 {
+                self.fetch_hidden()?;
+                self.fetch_logits()?;
+            }
+        }
         Ok(())
     }
 
-    fn copy_slot(&mut self, _from: Slot, _to: Slot) -> Result<()> {
-        Ok(())
-    }
-
-    fn read_state(&self, _slot: Slot) -> Result<Vec<f32>> {
-        Ok(Vec::new())
-    }
-
-    fn write_state(&mut self, _slot: Slot, _state: &[f32]) -> Result<()> {
-        Ok(())
-    }
-
-    fn forward(&mut self, _rows: &[PassRow<'_>]) -> Result<()> {
-        Ok(())
+    fn cpu(&self) -> Option<&Cpu> {
+        Some(self.model.cpu())
     }
 
     fn logits(&self) -> &[f32] {
-        &[]
+        &self.logits
     }
 
     fn hidden(&self) -> &[f32] {
-        &[]
+        &self.hidden
     }
 }

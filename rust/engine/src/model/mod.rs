@@ -24,6 +24,10 @@ pub use self::reading::LoadProgress;
 pub use self::trace::Trace;
 
 use self::device::{Place, why_not};
+pub(crate) use self::loader::Embedding;
+pub(crate) use self::reading::Reading;
+pub(crate) use self::rwkv4::{NO_KEY_YET, Rescale};
+
 use self::loader::Loader;
 use crate::backend::{CpuRunner, DeviceRunner};
 use crate::config::{ModelConfig, ModelType};
@@ -122,8 +126,9 @@ impl Model {
         let format = options.format.unwrap_or(stored);
         let cpu = Cpu::new(level, threads);
         let Place { device, mut reason, may_fall_back } = options.device.find(format)?;
-        let loaded =
-            device.map(|device| CudaModel::load(&checkpoint, &config, format, device, &mut *progress)).transpose();
+        let loaded = device
+            .map(|device| CudaModel::load(&checkpoint, &config, format, device, &cpu, &mut *progress))
+            .transpose();
         let (compute, layout) = match loaded {
             Ok(Some((model, layout))) => (Compute::Cuda(Box::new(model)), layout),
             Err(error @ (Error::Device { .. } | Error::Unsupported { .. })) if may_fall_back => {

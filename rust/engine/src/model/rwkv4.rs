@@ -16,7 +16,7 @@ use super::{Architecture, Matrices};
 use crate::error::Result;
 
 /// Before the first token no key has been seen: a maximum that every key exceeds, whose exponential is zero.
-const NO_KEY_YET: f32 = -1e38;
+pub const NO_KEY_YET: f32 = -1e38;
 
 /// `{prefix}.{name}.weight` for each name.
 fn named<'a, const N: usize>(prefix: &str, matrices: [(&str, &'a Matrix); N]) -> Matrices<'a> {

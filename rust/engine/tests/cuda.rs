@@ -1,0 +1,349 @@
+//! The promise of generation on a GPU: the same bits as on the CPU. The kernels run under an emulated driver (kernels/simt).
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+mod emulated;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{HIDDEN, Random, VOCAB, WIDE, bits, golden, load, random_model};
+use emulated::driver;
+use spikelet::backend::{DeviceRunner, LogitsWanted, PassRow, Runner};
+use spikelet::cuda::Driver;
+use spikelet::model::{DeviceChoice, LoadOptions, Model};
+use spikelet::state::Slot;
+use spikelet::weights::{Checkpoint, Dtype, Quantization, TensorView, quantize, save_safetensors};
+use spikelet_simd::convert::f32_to_bf16;
+use spikelet_simd::{Cpu, Level, WeightFormat};
+
+const FORMATS: [WeightFormat; 4] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8];
+const KINDS: [(&str, &str); 6] = [
+    ("spikegpt", r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true"#),
+    (
+        "spikegpt, real embedding, halved",
+        r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": false, "rescale_every": 1"#,
+    ),
+    ("spikegpt, ffnPre", r#""model_type": "spikegpt", "variant": "rwkv-ffnpre", "spike_embedding": true"#),
+    (
+        "spikegpt, learned decay",
+        r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true, "neuron": "plif""#,
+    ),
+    (
+        "spikegpt, no neurons",
+        r#""model_type": "spikegpt", "variant": "rwkv", "spike_embedding": true, "neuron": "none""#,
+    ),
+    ("rwkv4", r#""model_type": "rwkv4""#),
+];
+const ORDERS: [&str; 3] = ["forward", "reverse", "shuffled"];
+const DRIVERS: [Driver; 2] = [Driver::Chain, Driver::Cooperative];
+
+fn ids(seed: u64, len: usize) -> Vec<u32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.below(VOCAB) as u32).collect()
+}
+
+fn on_cpu(folder: &Path, format: Option<WeightFormat>) -> Arc<Model> {
+    load(folder, LoadOptions { format, device: DeviceChoice::Cpu, ..LoadOptions::default() })
+}
+
+fn on_gpu(folder: &Path, format: Option<WeightFormat>) -> Arc<Model> {
+    let model = load(folder, LoadOptions { format, device: DeviceChoice::Cuda(0), ..LoadOptions::default() });
+    assert_eq!(model.device(), "cuda:0");
+    model
+}
+
+/// A runner, on a GPU one that launches passes like this.
+fn runner(model: &Arc<Model>, driver: Driver) -> DeviceRunner {
+    let mut runner = model.runner().unwrap();
+    if let DeviceRunner::Cuda(runner) = &mut runner {
+        runner.drive_by(driver);
+    }
+    runner
+}
+
+/// Runs `check` on every kind of model in every format: its name, on the CPU, on the GPU.
+fn each_model(check: impl Fn(&str, &Arc<Model>, &Arc<Model>)) {
+    for (name, config) in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        random_model(folder.path(), 7, config);
+        for format in FORMATS {
+            let (cpu, gpu) = (on_cpu(folder.path(), Some(format)), on_gpu(folder.path(), Some(format)));
+            assert_eq!(cpu.state_layout(), gpu.state_layout(), "{name}");
+            check(&format!("{name}, {format:?}"), &cpu, &gpu);
+        }
+    }
+}
+
+/// Everything that a pass leaves, in bits: logits, residual stream, and the state of these slots.
+fn after(runner: &DeviceRunner, slots: &[Slot]) -> [Vec<u32>; 3] {
+    let states = slots.iter().flat_map(|&slot| bits(&runner.read_state(slot).unwrap())).collect();
+    [bits(runner.logits()), bits(runner.hidden()), states]
+}
+
+/// Logits and residual stream of every token, and the state at the end, of one row in pieces of these lengths.
+fn run(model: &Arc<Model>, driver: Driver, ids: &[u32], pieces: &[usize]) -> [Vec<u32>; 3] {
+    let mut runner = runner(model, driver);
+    let slot = runner.alloc_slot().unwrap();
+    let mut all: [Vec<u32>; 3] = Default::default();
+    let mut rest = ids;
+    for &piece in pieces {
+        let tokens;
+        (tokens, rest) = rest.split_at(piece.min(rest.len()));
+        runner.forward(&[PassRow { slot, tokens, logits: LogitsWanted::All, keep: &[slot] }]).unwrap();
+        let [logits, hidden, state] = after(&runner, &[slot]);
+        all[0].extend(logits);
+        all[1].extend(hidden);
+        all[2] = state;
+    }
+    assert!(rest.is_empty(), "the pieces cover the ids");
+    all
+}
+
+#[test]
+fn every_kind_of_model_gives_the_same_bits_however_a_text_is_cut() {
+    let Some(_driver) = driver() else { return };
+    let ids = ids(1, 23);
+    each_model(|name, cpu, gpu| {
+        let wanted = run(cpu, Driver::Chain, &ids, &[23]);
+        for (i, cut) in [vec![1; 23], vec![2; 12], vec![3, 4, 8, 8], vec![23]].iter().enumerate() {
+            let found = run(gpu, DRIVERS[i % 2], &ids, cut);
+            assert!(found == wanted, "{name}: passes of {cut:?}, {:?}", DRIVERS[i % 2]);
+        }
+    });
+}
+
+#[test]
+fn the_order_of_threads_and_the_number_of_blocks_change_no_bit() {
+    let Some(mut emulated) = driver() else { return };
+    let ids = ids(2, 9);
+    for (kind, format) in [(0, WeightFormat::F32), (2, WeightFormat::Q8), (5, WeightFormat::Bf16)] {
+        let folder = tempfile::tempdir().unwrap();
+        random_model(folder.path(), 8, KINDS[kind].1);
+        let wanted = run(&on_cpu(folder.path(), Some(format)), Driver::Chain, &ids, &[9]);
+        for order in ORDERS {
+            emulated.set("SIMT_ORDER", order);
+            for blocks in ["1", "3", "40"] {
+                emulated.set("SIMT_SMS", blocks);
+                let gpu = on_gpu(folder.path(), Some(format));
+                for driver in DRIVERS {
+                    let found = run(&gpu, driver, &ids, &[1, 3, 5]);
+                    assert!(found == wanted, "{:?}, {format:?}: {order}, {blocks} blocks, {driver:?}", KINDS[kind].0);
+                }
+            }
+        }
+    }
+}
+
+/// What a ragged batch leaves: rows that begin from states of their own, keep one state or all, in place or elsewhere, and want no
+/// logits, the last, or all.
+fn ragged(model: &Arc<Model>, driver: Driver, lens: [usize; 4]) -> [Vec<u32>; 3] {
+    let mut runner = runner(model, driver);
+    let mut slots: Vec<Slot> = (0..4).map(|_| runner.alloc_slot().unwrap()).collect();
+    // States that differ.
+    for (i, &slot) in slots.iter().enumerate() {
+        let tokens = ids(20 + i as u64, i);
+        if i > 0 {
+            runner.forward(&[PassRow { slot, tokens: &tokens, logits: LogitsWanted::None, keep: &[slot] }]).unwrap();
+        }
+    }
+    let texts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(i, &len)| ids(30 + i as u64, len)).collect();
+    // The first keeps every state, the last of them in place; the second its last, in place; the third every state elsewhere; the
+    // fourth its last elsewhere.
+    let mut keeps: Vec<Vec<Slot>> = Vec::new();
+    for (i, &len) in lens.iter().enumerate() {
+        let count = if i % 2 == 0 { len } else { 1 };
+        let mut keep: Vec<Slot> = (0..count).map(|_| runner.alloc_slot().unwrap()).collect();
+        if i == 0 {
+            *keep.last_mut().unwrap() = slots[0];
+        }
+        if i == 1 {
+            keep[0] = slots[1];
+        }
+        keeps.push(keep);
+    }
+    let wants = [LogitsWanted::All, LogitsWanted::Last, LogitsWanted::None, LogitsWanted::Last];
+    let rows: Vec<PassRow<'_>> =
+        (0..4).map(|i| PassRow { slot: slots[i], tokens: &texts[i], logits: wants[i], keep: &keeps[i] }).collect();
+    runner.forward(&rows).unwrap();
+    slots.extend(keeps.iter().flatten());
+    after(&runner, &slots)
+}
+
+#[test]
+fn rows_beside_each_other_and_states_kept_give_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    each_model(|name, cpu, gpu| {
+        for (lens, driver) in [([3, 1, 2, 1], Driver::Chain), ([1, 2, 1, 4], Driver::Cooperative)] {
+            assert!(ragged(gpu, driver, lens) == ragged(cpu, driver, lens), "{name}: rows of {lens:?}, {driver:?}");
+        }
+    });
+}
+
+#[test]
+fn rows_that_are_cut_into_several_passes_give_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path(), 9, KINDS[0].1);
+    let (cpu, gpu) = (on_cpu(folder.path(), None), on_gpu(folder.path(), None));
+    for lens in [[5, 6, 7, 8], [9, 17, 1, 2], [20, 30, 11, 9]] {
+        assert!(ragged(&gpu, Driver::Chain, lens) == ragged(&cpu, Driver::Chain, lens), "rows of {lens:?}");
+    }
+}
+
+#[test]
+fn the_golden_models_give_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    for name in ["spikegpt-tiny", "spikegpt-tiny-ffnpre", "spikegpt-tiny-realemb", "rwkv4-tiny"] {
+        let (cpu, gpu) = (on_cpu(&golden(name), None), on_gpu(&golden(name), None));
+        let vocab = cpu.config().vocab_size;
+        let ids: Vec<u32> = ids(3, 20).iter().map(|id| id % vocab as u32).collect();
+        let wanted = run(&cpu, Driver::Chain, &ids, &[20]);
+        for driver in DRIVERS {
+            assert!(run(&gpu, driver, &ids, &[1, 1, 2, 8, 8]) == wanted, "{name}, {driver:?}");
+        }
+    }
+}
+
+/// Adds inputs that are kept apart to every matrix of a quantised model: up to all of them, each matrix its own number.
+fn add_outliers(folder: &Path, seed: u64) {
+    let path = folder.join("model.safetensors");
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let mut random = Random(seed);
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for name in checkpoint.names() {
+        let view = checkpoint.get(name).unwrap();
+        tensors.push((name.into(), view.dtype, view.shape.to_vec(), view.bytes.to_vec()));
+        let Some(matrix) = name.strip_suffix(".scale") else { continue };
+        let (outputs, inputs) = (view.shape[0], if matrix.ends_with("ffn.value.weight") { WIDE } else { HIDDEN });
+        let outliers: Vec<i32> = match random.below(4) {
+            0 => continue,
+            1 => (0..inputs as i32).collect(),
+            n => (0..inputs as i32).filter(|_| random.below(4 * n) == 0).collect(),
+        };
+        let weights = (0..outputs * outliers.len()).map(|_| f32_to_bf16(random.signed() * 0.3));
+        let weights = weights.flat_map(u16::to_le_bytes).collect();
+        let shape = vec![outputs, outliers.len()];
+        let indices = outliers.iter().flat_map(|i| i.to_le_bytes()).collect();
+        tensors.push((format!("{matrix}.outliers"), Dtype::I32, vec![outliers.len()], indices));
+        tensors.push((format!("{matrix}.outlier_weight"), Dtype::Bf16, shape, weights));
+    }
+    drop(checkpoint);
+    let views: Vec<_> =
+        tensors.iter().map(|(name, dtype, shape, bytes)| TensorView { name, dtype: *dtype, shape, bytes }).collect();
+    save_safetensors(&path, &views, &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn quantised_files_with_inputs_kept_apart_give_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    let ids = ids(4, 14);
+    let folder = tempfile::tempdir().unwrap();
+    for (seed, (kind, stored)) in
+        [(0, WeightFormat::Q8), (1, WeightFormat::Q8), (5, WeightFormat::Q8), (2, WeightFormat::Q4)]
+            .into_iter()
+            .enumerate()
+    {
+        random_model(folder.path(), 11, KINDS[kind].1);
+        let small = folder.path().join(format!("small{seed}"));
+        let how = Quantization { format: stored, calibration: None };
+        let quietly = &mut |_, _| ControlFlow::Continue(());
+        quantize(&Checkpoint::open(folder.path()).unwrap(), &small, how, &Cpu::new(Level::best(), 1), quietly).unwrap();
+        add_outliers(&small, seed as u64);
+        for format in FORMATS {
+            let wanted = run(&on_cpu(&small, Some(format)), Driver::Chain, &ids, &[14]);
+            let gpu = on_gpu(&small, Some(format));
+            for (driver, cut) in DRIVERS.into_iter().zip([vec![1, 1, 4, 8], vec![6, 1, 7]]) {
+                let found = run(&gpu, driver, &ids, &cut);
+                assert!(found == wanted, "{}, {stored:?} as {format:?}, {driver:?}", KINDS[kind].0);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bundled_model_gives_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python/spikelet/bundled");
+    let ids: Vec<u32> = ids(5, 12).iter().map(|id| id * 31).collect();
+    for format in [WeightFormat::F16, WeightFormat::Q8] {
+        let wanted = run(&on_cpu(&folder, Some(format)), Driver::Chain, &ids, &[12]);
+        let gpu = on_gpu(&folder, Some(format));
+        assert!(run(&gpu, Driver::Chain, &ids, &[1, 1, 8, 2]) == wanted, "{format:?}");
+        assert!(run(&gpu, Driver::Cooperative, &ids, &[1, 3, 8]) == wanted, "{format:?}");
+    }
+}
+
+#[test]
+fn slots_are_copied_reset_and_written_like_those_on_the_cpu() {
+    let Some(_driver) = driver() else { return };
+    let gpu = on_gpu(&golden("spikegpt-tiny"), None);
+    let mut runner = gpu.runner().unwrap();
+    let slots: Vec<Slot> = (0..30).map(|_| runner.alloc_slot().unwrap()).collect();
+    let fresh = runner.read_state(slots[0]).unwrap();
+    let keep = [slots[1]];
+    let row = PassRow { slot: slots[0], tokens: &[1, 2, 3], logits: LogitsWanted::Last, keep: &keep };
+    runner.forward(&[row]).unwrap();
+    assert_eq!(runner.read_state(slots[0]).unwrap(), fresh);
+    let moved = runner.read_state(slots[1]).unwrap();
+    assert_ne!(moved, fresh);
+    runner.copy_slot(slots[1], slots[29]).unwrap();
+    assert_eq!(runner.read_state(slots[29]).unwrap(), moved);
+    runner.reset_slot(slots[1]).unwrap();
+    assert_eq!(runner.read_state(slots[1]).unwrap(), fresh);
+    runner.write_state(slots[1], &moved).unwrap();
+    assert_eq!(runner.read_state(slots[1]).unwrap(), moved);
+    assert!(runner.write_state(slots[1], &moved[1..]).is_err());
+    let mut bad = moved.clone();
+    bad[3] = f32::NAN;
+    assert!(runner.write_state(slots[1], &bad).is_err());
+    assert_eq!(runner.read_state(slots[1]).unwrap(), moved, "a refused state changes nothing");
+    runner.free_slot(slots[29]);
+    assert_eq!(runner.alloc_slot().unwrap(), slots[29]);
+    assert_eq!(runner.read_state(slots[29]).unwrap(), fresh);
+}
+
+#[test]
+fn without_memory_for_another_slot_nothing_changes() {
+    let Some(mut emulated) = driver() else { return };
+    let gpu = on_gpu(&golden("spikegpt-tiny"), None);
+    let mut runner = gpu.runner().unwrap();
+    let first = runner.alloc_slot().unwrap();
+    let row = PassRow { slot: first, tokens: &[1, 2], logits: LogitsWanted::Last, keep: &[first] };
+    runner.forward(&[row]).unwrap();
+    let state = runner.read_state(first).unwrap();
+    emulated.set("SIMT_MEMORY", &emulated.memory_in_use().to_string());
+    let mut taken = Vec::new();
+    let error = loop {
+        match runner.alloc_slot() {
+            Ok(slot) => taken.push(slot),
+            Err(error) => break error.to_string(),
+        }
+        assert!(taken.len() < 100);
+    };
+    assert!(error.contains("out of memory"), "{error}");
+    assert_eq!(runner.read_state(first).unwrap(), state);
+    runner.forward(&[row]).unwrap();
+    runner.free_slot(taken.pop().unwrap());
+    assert!(runner.alloc_slot().is_ok(), "a slot that was given back is there");
+    emulated.unset("SIMT_MEMORY");
+    assert!(runner.alloc_slot().is_ok());
+}
+
+#[test]
+fn what_cannot_be_computed_there_is_an_error_that_says_so() {
+    let Some(_driver) = driver() else { return };
+    let options =
+        |format| LoadOptions { format: Some(format), device: DeviceChoice::Cuda(0), ..LoadOptions::default() };
+    let error = Model::load(&golden("spikegpt-tiny"), &options(WeightFormat::Q4)).err().unwrap().to_string();
+    assert!(error.contains("q4") && error.contains("cuda:0") && error.contains("bf16"), "{error}");
+    let gpu = on_gpu(&golden("spikegpt-tiny"), None);
+    let mut runner = gpu.runner().unwrap();
+    let slot = runner.alloc_slot().unwrap();
+    let before = runner.read_state(slot).unwrap();
+    let row = PassRow { slot, tokens: &[1, 1 << 20], logits: LogitsWanted::Last, keep: &[slot] };
+    assert!(runner.forward(&[row]).unwrap_err().to_string().contains("token id"));
+    assert_eq!(runner.read_state(slot).unwrap(), before);
+}
