@@ -37,7 +37,7 @@ impl CpuRunner {
     /// Like [`forward`](Runner::forward), and adds what the neurons did to `trace`. For a single row.
     ///
     /// # Errors
-    /// [`Error::TokenId`] for an id outside the vocabulary.
+    /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the vocabulary.
     pub fn forward_traced(&mut self, row: PassRow<'_>, trace: &mut Trace) -> Result<()> {
         self.pass(&[row], Some(trace), None)
     }
@@ -45,7 +45,7 @@ impl CpuRunner {
     /// Like [`forward`](Runner::forward), and lets `observer` see what the matrices are multiplied with.
     ///
     /// # Errors
-    /// [`Error::TokenId`] for an id outside the vocabulary.
+    /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the vocabulary.
     pub fn forward_observed(&mut self, row: PassRow<'_>, observer: &mut Observer) -> Result<()> {
         self.pass(&[row], None, Some(observer))
     }
