@@ -10,12 +10,14 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import spikelet
 from spikelet.errors import FormatError, OptionError
 from spikelet.training.config import RWKV4Config, SpikeGPTConfig
 from spikelet.training.export import DTYPES
@@ -74,7 +76,9 @@ def load_target(folder: Path) -> LanguageModel:
         model = RWKV4(RWKV4Config.from_model_config(config))
     else:
         raise FormatError(f"{path}: model_type is {kind!r}; prophets are for spikegpt and rwkv4")
-    weights = _read_weights(_weights_of(folder))
+    weights = (
+        _read_quantized(folder) if "quantization" in config else _read_weights(_weights_of(folder))
+    )
     try:
         model.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
@@ -97,6 +101,13 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{path}: {error}") from error
+
+
+def _read_quantized(folder: Path) -> dict[str, torch.Tensor]:
+    """What integer weights stand for, as the engine reads them."""
+    with TemporaryDirectory() as made:
+        spikelet.convert(folder, made, dtype="f32")
+        return _read_weights(Path(made) / "model.safetensors")
 
 
 def _check_target(prophet: Prophet, folder: Path) -> None:

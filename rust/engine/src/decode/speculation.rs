@@ -73,18 +73,26 @@ pub(super) struct Drafting {
     seats: Vec<Seat>,
     /// Made when a row that leaves the choice open has the first chance of a draft.
     chooser: Option<Chooser>,
-    /// Rounds in a row for which nothing was drafted.
+    /// Rounds in a row that had a look at what could be drafted, and in which nothing was worth it.
     idle: u32,
-    /// Rounds that pass without a look at what could be drafted.
+    /// Whether this round had one.
+    looked: bool,
+    /// Seconds that such a look takes, and those of a round.
+    look: f64,
+    round: f64,
+    /// Rounds that pass without a look, and those that have, since the last.
     asleep: u32,
+    slept: u32,
     /// Tokens that a drafter is told of.
     read: Vec<u32>,
 }
 
-/// After so many rounds without a draft ..
+/// After so many looks that led to no guesses, rounds are decoded as if there were no drafters ..
 const IDLE: u32 = 4;
-/// .. so many are decoded as if there were no drafters: looking at them costs some microseconds, which in a small model counts.
-const SLEEP: u32 = 7;
+/// .. as many as make looking take this share of the time: it costs some microseconds, which count where a round has a hundred ..
+const LOOK_SHARE: f64 = 0.005;
+/// .. but not more.
+const LONGEST_SLEEP: u32 = 15;
 /// Rounds before it wakes from which drafters hear again what is read.
 const STIRRING: u32 = 4;
 
@@ -165,16 +173,23 @@ impl Drafting {
     pub(super) fn propose(&mut self, rows: &mut [Row], most_tokens: usize) -> Result<()> {
         rows.iter_mut().for_each(Row::clear_draft);
         self.seats.iter_mut().for_each(|seat| seat.seconds = 0.0);
+        self.looked = false;
         if !rows.iter().any(|row| !row.speculation.drafters.is_empty() && row.most_guesses() > 0) {
             return Ok(());
         }
         if self.asleep > 0 && rows.iter().all(Row::is_open) {
             self.asleep -= 1;
+            self.slept += 1;
             return Ok(());
         }
+        let slept = std::mem::take(&mut self.slept);
+        let knows_costs = self.chooser.is_some();
+        if let Some(chooser) = &mut self.chooser {
+            chooser.skip(slept);
+        }
         let proposed = self.propose_all(rows, most_tokens);
-        self.idle = if rows.iter().all(|row| row.draft.tokens.is_empty()) { self.idle + 1 } else { 0 };
-        self.asleep = if self.chooser.is_some() && self.idle >= IDLE { SLEEP } else { 0 };
+        // The round that measures costs tells nothing of what a look takes.
+        self.looked = knows_costs;
         if proposed.is_err() {
             rows.iter_mut().for_each(Row::clear_draft);
         }
@@ -253,6 +268,7 @@ impl Drafting {
         let tokens: usize = shares.iter().sum();
         let lines: usize = rows.iter().map(Row::num_drawn).sum();
         let drafted = rows.iter().any(|row| row.used > 0);
+        self.rest(drafted, draft, verify + accept);
         let mut predicted = None;
         if let Some(chooser) = &mut self.chooser {
             let lengths = |source| {
@@ -287,6 +303,26 @@ impl Drafting {
                     stats.predicted_seconds += round;
                     stats.predicted_base_seconds += base * drawn;
                 }
+            }
+        }
+    }
+
+    /// After a round, decides how many pass without a look. `drafted`: guesses were verified in this one.
+    fn rest(&mut self, drafted: bool, draft: f64, others: f64) {
+        if drafted {
+            self.idle = 0;
+            self.asleep = 0;
+        } else if self.looked {
+            // Slowly, and whatever came between takes little part.
+            let learn = |known: &mut f64, seconds: f64| {
+                *known = if *known > 0.0 { *known + (seconds.min(4.0 * *known) - *known) / 8.0 } else { seconds };
+            };
+            learn(&mut self.look, draft);
+            learn(&mut self.round, others);
+            self.idle += 1;
+            if self.idle >= IDLE {
+                let rounds = self.look / (LOOK_SHARE * self.round.max(1e-9));
+                self.asleep = (rounds as u32).min(LONGEST_SLEEP);
             }
         }
     }

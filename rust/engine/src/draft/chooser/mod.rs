@@ -87,6 +87,8 @@ pub struct Chooser {
     pass_probe: Probe,
     /// Seconds that probes may take.
     credit: f64,
+    /// Rounds since the last plan that were decoded without a look at drafts.
+    skipped: u32,
     /// The source that a row tries out in this round.
     probing: Option<Source>,
     /// Whether this round has drafts that do not seem to pay.
@@ -124,6 +126,7 @@ impl Chooser {
             base_probe: Probe::of_base(),
             pass_probe: Probe::of_source(),
             credit: 0.0,
+            skipped: 0,
             probing: None,
             testing: false,
             other: 0.0,
@@ -151,6 +154,13 @@ impl Chooser {
     /// Expected costs, to be told of what things took.
     pub fn costs_mut(&mut self) -> &mut LiveCosts {
         &mut self.costs
+    }
+
+    /// So many rounds have passed, before the one that begins, of which it was told nothing.
+    pub fn skip(&mut self, rounds: u32) {
+        self.skipped = rounds;
+        self.pass_probe.skip(rounds);
+        self.probes.iter_mut().for_each(|probe| probe.skip(rounds));
     }
 
     /// Begins a round whose pass holds `other` tokens beside the decoding rows', and `room` tokens in all at most.
@@ -216,7 +226,8 @@ impl Chooser {
         self.pick_sources();
         self.allocate(HYSTERESIS);
         let round = self.rows.len() as f64 / self.rate.max(1e-9);
-        self.credit = (self.credit + PROBE_SHARE * round).min(round);
+        let rounds = f64::from(std::mem::take(&mut self.skipped) + 1);
+        self.credit = (self.credit + PROBE_SHARE * round * rounds).min(round);
         self.last_speedup = self.expected_speedup();
         if self.rows.iter().all(|row| row.planned == 0) {
             self.base_probe.seen();

@@ -40,6 +40,11 @@ impl Probe {
         self.rounds = 0;
     }
 
+    /// So many rounds have passed without a look at anything.
+    pub fn skip(&mut self, rounds: u32) {
+        self.rounds = self.rounds.saturating_add(rounds);
+    }
+
     /// It was not used in this round. True: it should be.
     pub fn is_due(&mut self) -> bool {
         self.rounds = self.rounds.saturating_add(1);
@@ -73,6 +78,9 @@ mod tests {
             assert_eq!(waited(&mut probe), expected);
             probe.tried(true, Probe::MOST);
         }
+        probe.used();
+        probe.skip(60);
+        assert_eq!(waited(&mut probe), 4, "rounds without a look count");
         probe.used();
         assert_eq!(waited(&mut probe), 64);
         assert!(probe.is_due(), "it stays due until it is tried");

@@ -78,7 +78,10 @@ impl LiveCosts {
         self.pass[bucket(tokens as f64)].learn(expected, seconds);
         self.passes = self.passes.wrapping_add(1);
         if self.passes.is_multiple_of(Factor::REST) {
-            self.pass.iter_mut().chain(&mut self.drafts).for_each(Factor::fade);
+            // What single tokens take is what the machine's speed is known by.
+            let [single, several @ ..] = &mut self.pass;
+            single.fade();
+            several.iter_mut().chain(&mut self.drafts).filter(|factor| factor.log > 0.0).for_each(Factor::fade);
         }
     }
 
@@ -155,8 +158,9 @@ impl Factor {
         }
     }
 
-    /// Leans back to what was measured. A kind of work that is done is soon learnt anew; one that is not done any more, perhaps
-    /// because it seemed too dear at a bad moment, gets another chance, and what all have in common ends as the machine's.
+    /// Leans back to what was measured. A kind of work that is done is soon learnt anew; one that is not done any more, because it
+    /// seemed too dear at a bad moment, gets another chance. One that proved cheaper than measured stays so: where that is wrong,
+    /// it is done and learnt.
     fn fade(&mut self) {
         self.log *= 1.0 - 1.0 / f64::from(Self::REST);
         self.value = self.log.exp();
@@ -230,6 +234,19 @@ mod tests {
         }
         let ratio = costs.expect_pass(4.0) / costs.expect_pass(1.0);
         assert!((ratio - 1.2).abs() < 0.06, "{ratio}");
+    }
+
+    #[test]
+    fn what_was_measured_at_a_bad_moment_is_put_right_by_a_few_passes() {
+        let mut costs = LiveCosts::new(Arc::new(CostTable::new(Curve::through(&[(1, 1e-2), (2, 1.5e-2)]), 1e-5)));
+        for _ in 0..8 {
+            costs.note_pass(2, 1.1e-2);
+            for _ in 0..200 {
+                costs.note_pass(1, 1e-2);
+            }
+        }
+        let ratio = costs.expect_pass(2.0) / costs.expect_pass(1.0);
+        assert!((ratio / 1.1 - 1.0).abs() < 0.04, "{ratio}");
     }
 
     #[test]
