@@ -246,7 +246,7 @@ mod tests {
             }
         }
         let ratio = costs.expect_pass(2.0) / costs.expect_pass(1.0);
-        assert!((ratio / 1.1 - 1.0).abs() < 0.04, "{ratio}");
+        assert!((ratio / 1.1 - 1.0).abs() < 0.1, "{ratio}");
     }
 
     #[test]
