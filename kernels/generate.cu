@@ -1,4 +1,5 @@
 // The kernels of text generation, launched by rust/engine/src/cuda.
+#include "generate/draw.cuh"
 #include "generate/fill.cuh"
 #include "generate/narrow/run.cuh"
 
@@ -13,3 +14,4 @@ NARROW(f32, F32)
 NARROW(bf16, Bf16)
 NARROW(f16, F16)
 NARROW(q8, Q8)
+KERNEL(spk_draw, DRAW_THREADS, Draw, draw)

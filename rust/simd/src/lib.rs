@@ -65,12 +65,12 @@ mod vecops;
 
 pub use cpu::Cpu;
 pub use level::{IsaError, Level};
-pub use line::{at_least, first_at_least, greatest_of_16, normalise, sum, survey, weigh};
+pub use line::{UNITS, at_least, first_at_least, greatest_of_16, normalise, sum, survey, units, units_of, weigh};
 pub use pack::{Matrix, WeightFormat};
 pub use pool::physical_cores;
 pub use products::Linear;
 pub use race::{Race, philox};
-pub use vecops::{argmax, exp_in_place, expf, log_sum_exp, sigmoidf};
+pub use vecops::{argmax, exp_in_place, expf, log_of_sum, log_sum_exp, sigmoidf};
 
 /// Lanes of the virtual vector.
 pub(crate) const LANES: usize = 16;

@@ -30,6 +30,23 @@ pub fn sum(level: Level, x: &[f32]) -> f64 {
     level.dispatch(Sum(x))
 }
 
+/// Weights from 0 to 1 in whole numbers, so that sums of a quarter of a million of them do not depend on their order: so many are 1, and
+/// weights above 2^-20 lose nothing.
+pub const UNITS: f64 = (1_u64 << 44) as f64;
+
+/// A weight in [`UNITS`], to the nearest.
+#[inline(always)]
+pub fn units_of(weight: f32) -> u64 {
+    // Where numbers are a unit apart.
+    const WHOLE: f64 = (1_u64 << 52) as f64;
+    (f64::from(weight) * UNITS + WHOLE).to_bits() - WHOLE.to_bits()
+}
+
+/// Sum of weights in [`UNITS`].
+pub fn units(level: Level, weights: &[f32]) -> u64 {
+    level.dispatch(Units(weights))
+}
+
 /// Divides by the [`sum`].
 pub fn normalise(level: Level, x: &mut [f32]) {
     level.dispatch(Normalise(x));
@@ -147,6 +164,17 @@ impl Op for Sum<'_> {
     }
 }
 
+struct Units<'a>(&'a [f32]);
+
+impl Op for Units<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> u64 {
+        self.0.iter().fold(0, |sum: u64, &weight| sum.wrapping_add(units_of(weight)))
+    }
+}
+
 struct Normalise<'a>(&'a mut [f32]);
 
 impl Op for Normalise<'_> {
@@ -209,6 +237,8 @@ mod tests {
                 let weights: Vec<f32> = rng.vec(len).iter().map(|v| v.abs()).collect();
                 let total = weights.iter().map(|&w| f64::from(w)).sum::<f64>();
                 assert!((sum(level, &weights) - total).abs() < 1e-12 * (1.0 + total));
+                let wanted: u64 = weights.iter().map(|&w| (f64::from(w) * UNITS).round_ties_even() as u64).sum();
+                assert_eq!(units(level, &weights), wanted);
                 let mut shares = weights.clone();
                 normalise(level, &mut shares);
                 let wanted: Vec<f32> =

@@ -233,8 +233,13 @@ impl Op for LogSumExp<'_> {
             let v = isa.load_part(part, f32::NEG_INFINITY);
             sum = isa.add(sum, exp(isa, isa.sub(v, isa.splat(shift))));
         }
-        (f64::from(shift) + ln(sum_lanes(isa, sum))) as f32
+        log_of_sum(shift, sum_lanes(isa, sum))
     }
+}
+
+/// `ln(sum * exp(greatest))`: the end of [`log_sum_exp`], where the sum of `exp(x - greatest)` was made elsewhere.
+pub fn log_of_sum(greatest: f32, sum: f32) -> f32 {
+    (f64::from(greatest) + ln(sum)) as f32
 }
 
 /// Natural logarithm from additions, multiplications and divisions only: the C library's may differ between processors.

@@ -2,7 +2,7 @@
 
 use spikelet_simd::Cpu;
 
-use super::{CpuRunner, PassRow, Runner};
+use super::{CpuRunner, DrawSpec, Drawn, PassRow, Runner};
 use crate::config::ModelConfig;
 use crate::cuda::CudaRunner;
 use crate::error::{Error, Result};
@@ -94,6 +94,22 @@ impl Runner for DeviceRunner {
 
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
         either!(self, runner => runner.forward(rows))
+    }
+
+    fn forward_deferred(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+        either!(self, runner => runner.forward_deferred(rows))
+    }
+
+    fn fetch(&mut self, logits: bool, hidden: bool) -> Result<()> {
+        either!(self, runner => runner.fetch(logits, hidden))
+    }
+
+    fn draws(&self) -> bool {
+        either!(self, runner => runner.draws())
+    }
+
+    fn draw(&mut self, specs: &[DrawSpec], drawn: &mut Vec<Option<Drawn>>) -> Result<()> {
+        either!(self, runner => runner.draw(specs, drawn))
     }
 
     fn cpu(&self) -> Option<&Cpu> {

@@ -38,6 +38,38 @@ pub struct PassRow<'a> {
     pub keep: &'a [Slot],
 }
 
+/// What is drawn from one line of a pass's logits, by the settings of [`SamplingParams`](crate::sampler::SamplingParams).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawSpec {
+    /// Which of the lines.
+    pub line: usize,
+    /// Ids from here on stand for nothing and are not drawn.
+    pub known: usize,
+    /// Whose random numbers.
+    pub seed: u64,
+    /// Whose random numbers.
+    pub row: u32,
+    /// The position of the token in its sequence.
+    pub position: u64,
+    /// 0: the first of the likeliest tokens.
+    pub temperature: f32,
+    /// Whether the filters come before the temperature.
+    pub late_temperature: bool,
+    /// 0: all.
+    pub top_k: usize,
+    /// 1: all.
+    pub top_p: f32,
+}
+
+/// A token that was drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token.
+    pub id: u32,
+    /// Logarithm of its probability under the logits as they are.
+    pub logprob: f32,
+}
+
 /// Runs a model over batches of rows, and owns the state slots.
 ///
 /// On CPU the result of a row does not depend, in any bit, on how its tokens are cut into passes or on the other rows.
@@ -91,6 +123,39 @@ pub trait Runner: Send {
     /// If a row has no tokens, `keep` has another length than 1 or the number of tokens, or the pass holds more than
     /// [`max_pass_tokens`](Self::max_pass_tokens): mistakes of the caller, not of the user.
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()>;
+
+    /// Like [`forward`](Self::forward), but logits and hidden states may stay where they were computed: [`draw`](Self::draw) finds them
+    /// there, and [`fetch`](Self::fetch) brings them.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    fn forward_deferred(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+        self.forward(rows)
+    }
+
+    /// Brings what [`forward_deferred`](Self::forward_deferred) left elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    fn fetch(&mut self, _logits: bool, _hidden: bool) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it has a [`draw`](Self::draw) of its own.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// Draws tokens where the logits are: exactly those that a [`Sampler`](crate::sampler::Sampler) draws, one for each spec; none where it
+    /// has to look at the logits itself.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    fn draw(&mut self, specs: &[DrawSpec], drawn: &mut Vec<Option<Drawn>>) -> Result<()> {
+        drawn.clear();
+        drawn.resize(specs.len(), None);
+        Ok(())
+    }
 
     /// The threads that passes run on, for work between them; None: it has none to lend.
     fn cpu(&self) -> Option<&Cpu> {

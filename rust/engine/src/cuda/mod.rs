@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches the driver before a device is asked for, and without one all else of this crate works the same.
 
+mod draw;
 pub mod driver;
 mod model;
 mod narrow;
@@ -11,6 +12,7 @@ mod slots;
 mod survey;
 mod weights;
 
+pub use draw::DeviceSampler;
 pub use model::CudaModel;
 pub use narrow::Driver;
 pub use runner::CudaRunner;

@@ -58,7 +58,7 @@ use std::time::Instant;
 
 use spikelet_simd::{Cpu, Level};
 
-use crate::backend::{PassRow, Runner};
+use crate::backend::{DrawSpec, Drawn, PassRow, Runner};
 use crate::draft::{Companions, Drafter};
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Workspaces};
@@ -72,7 +72,7 @@ pub use stop::StopStrings;
 use plan::{Demand, share_out};
 use row::{Row, first_tokens};
 use speculation::Drafting;
-use verification::verify;
+use verification::{verify, verify_drawn};
 
 /// Logits of a pass from which on several threads draw. Fewer are drawn from sooner than another thread begins.
 const MANY_LOGITS: usize = 32 << 10;
@@ -111,6 +111,10 @@ pub struct Decoder<R: Runner> {
     /// Which lines of a pass's logits are whose.
     lines: Vec<Range<usize>>,
     drafting: Drafting,
+    /// What a device shall draw, and what it drew; whose specs are whose.
+    specs: Vec<DrawSpec>,
+    drawn: Vec<Option<Drawn>>,
+    spec_ranges: Vec<Range<usize>>,
     /// Always empty between steps: memory for the rows of a pass.
     pass: Vec<PassRow<'static>>,
 }
@@ -133,6 +137,9 @@ impl<R: Runner> Decoder<R> {
             shares: Vec::new(),
             lines: Vec::new(),
             drafting: Drafting::default(),
+            specs: Vec::new(),
+            drawn: Vec::new(),
+            spec_ranges: Vec::new(),
             pass: Vec::new(),
         }
     }
@@ -273,8 +280,12 @@ impl<R: Runner> Decoder<R> {
         let mut pass = recycle(std::mem::take(&mut self.pass));
         let rows = self.rows.iter().zip(&self.shares).filter(|(_, share)| **share > 0);
         pass.extend(rows.map(|(row, &share)| row.pass(share)));
-        let done = if pass.is_empty() { Ok(()) } else { self.runner.forward(&pass) };
+        let empty = pass.is_empty();
+        let mut done = if empty { Ok(()) } else { self.runner.forward_deferred(&pass) };
         self.pass = recycle(pass);
+        if done.is_ok() && !empty {
+            done = self.draw_on_device();
+        }
         if done.is_err() {
             let rows = self.rows.iter_mut().zip(&self.shares).filter(|(_, share)| **share > 0);
             rows.for_each(|(row, _)| row.remove_draft());
@@ -282,12 +293,36 @@ impl<R: Runner> Decoder<R> {
         done
     }
 
+    /// After a pass: lets the device draw for the rows that it can draw for, and fetches what the others, and drafters, need.
+    fn draw_on_device(&mut self) -> Result<()> {
+        let known = self.known();
+        self.specs.clear();
+        self.drawn.clear();
+        self.spec_ranges.clear();
+        let draws = self.runner.draws();
+        let mut line = 0;
+        for (row, &share) in self.rows.iter().zip(&self.shares).filter(|_| draws) {
+            let specs = row.draw_specs(share, line, known, &mut self.specs);
+            line += row.lines(share);
+            self.spec_ranges.push(specs);
+        }
+        if !self.specs.is_empty() {
+            self.runner.draw(&self.specs, &mut self.drawn)?;
+        }
+        let logits = self.drawn.len() < line || self.drawn.iter().any(Option::is_none);
+        self.runner.fetch(logits || !draws, self.drafting.wants_hidden())
+    }
+
+    /// Ids beyond the tokenizer's are padding of the model's matrices: they stand for nothing and are never drawn.
+    fn known(&self) -> usize {
+        self.runner.config().vocab_size.min(self.tokenizer.vocab_size())
+    }
+
     /// After a pass: moves the rows on and draws tokens for each that got logits.
     fn draw(&mut self) {
         let vocab_size = self.runner.config().vocab_size;
         let width = self.runner.config().hidden_size;
-        // Ids beyond the tokenizer's are padding of the model's matrices: they stand for nothing and are never drawn.
-        let known = vocab_size.min(self.tokenizer.vocab_size());
+        let known = self.known();
         let (logits, hidden) = (self.runner.logits(), self.runner.hidden());
         self.lines.clear();
         let mut next = 0;
@@ -296,10 +331,15 @@ impl<R: Runner> Decoder<R> {
             next += if share > 0 { row.advance(share) } else { 0 };
             self.lines.push(first..next);
         }
-        let (all_lines, works) = (&self.lines, &self.works);
+        let (all_lines, works, drawn, ranges) = (&self.lines, &self.works, &self.drawn, &self.spec_ranges);
         let draw = |index: usize, row: &mut Row| {
             let lines = all_lines[index].clone();
             if lines.is_empty() {
+                return;
+            }
+            let drawn = ranges.get(index).map_or(&[][..], |range| &drawn[range.clone()]);
+            if !drawn.is_empty() && drawn.iter().all(Option::is_some) {
+                row.accepted = Some(verify_drawn(row, drawn.iter().copied().flatten()));
                 return;
             }
             let own = &logits[lines.start * vocab_size..lines.end * vocab_size];
@@ -310,12 +350,16 @@ impl<R: Runner> Decoder<R> {
         };
         // Rows draw without knowing of each other, so it is as well if they do so at once.
         match self.runner.cpu() {
-            Some(cpu) if next * vocab_size >= MANY_LOGITS => cpu.each(&mut self.rows, &draw),
+            Some(cpu) if logits.len() >= MANY_LOGITS => cpu.each(&mut self.rows, &draw),
             _ => self.rows.iter_mut().enumerate().for_each(|(index, row)| draw(index, row)),
         }
         for (row, lines) in self.rows.iter_mut().zip(&self.lines) {
             if let Some(accepted) = row.accepted.take() {
-                let hidden = &hidden[lines.start * width..(lines.start + accepted + 1).min(lines.end) * width];
+                // None where no drafter asked for any.
+                let hidden = match hidden {
+                    [] => hidden,
+                    _ => &hidden[lines.start * width..(lines.start + accepted + 1).min(lines.end) * width],
+                };
                 self.drafting.observe(row, accepted, hidden);
             }
         }

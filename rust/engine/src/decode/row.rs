@@ -10,7 +10,7 @@ use super::request::{FinishReason, Request, SequenceState};
 use super::speculation::Speculation;
 use super::stats::RowStats;
 use super::stop::StopStrings;
-use crate::backend::{LogitsWanted, PassRow, Runner};
+use crate::backend::{DrawSpec, Drawn, LogitsWanted, PassRow, Runner};
 use crate::draft::{Draft, DraftRow, MAX_DRAFT, Verify};
 use crate::error::{Error, Result};
 use crate::sampler::{Logprobs, Sampler, TokenLogprob};
@@ -206,9 +206,27 @@ impl Row {
         self.read + n == self.tokens.len()
     }
 
+    /// The lines of logits that come of reading `n` tokens.
+    pub(super) fn lines(&self, n: usize) -> usize {
+        if n > 0 && self.completes(n) { self.used + 1 } else { 0 }
+    }
+
+    /// Adds what a device has to know to draw from the row's lines after a pass over `n` tokens, the first of which is `line`. Nothing
+    /// where the row has to be drawn for on the CPU: as its settings say, or because a rule decides on guesses.
+    pub(super) fn draw_specs(&self, n: usize, line: usize, known: usize, specs: &mut Vec<DrawSpec>) -> Range<usize> {
+        let start = specs.len();
+        let rule = self.used > 0 && self.speculation.verify != Verify::Coupled && !self.sampler.params().is_greedy();
+        if self.sampler.params().logprobs == 0 && !rule && self.speculation.forced_acceptance.is_none() {
+            let position = self.position + (n - self.used.min(n)) as u64;
+            let spec = |i| self.sampler.draw_spec(line + i, known, position + i as u64);
+            specs.extend((0..self.lines(n)).map_while(spec));
+        }
+        start..specs.len()
+    }
+
     /// Takes note that a pass has read `n` tokens. Returns the lines of logits that came of it.
     pub(super) fn advance(&mut self, n: usize) -> usize {
-        let lines = if self.completes(n) { self.used + 1 } else { 0 };
+        let lines = self.lines(n);
         self.remove_draft();
         let n = n - self.used;
         self.drawn = 0;
@@ -235,10 +253,20 @@ impl Row {
         let logprob = logprobs.checked(id)?;
         let start = self.top.len();
         logprobs.top(self.sampler.params().logprobs, &mut self.top);
-        self.sampler.observe(id);
-        self.drawn += 1;
-        self.ready.push_back(Ready { id, logprob, top: start..self.top.len(), drafted });
+        self.take(Ready { id, logprob, top: start..self.top.len(), drafted });
         Ok(())
+    }
+
+    /// The same with a token that a device has drawn.
+    pub(super) fn push_drawn(&mut self, Drawn { id, logprob }: Drawn, drafted: bool) {
+        let end = self.top.len();
+        self.take(Ready { id, logprob, top: end..end, drafted });
+    }
+
+    fn take(&mut self, ready: Ready) {
+        self.sampler.observe(ready.id);
+        self.drawn += 1;
+        self.ready.push_back(ready);
     }
 
     /// How many tokens were drawn from the last pass.

@@ -231,6 +231,11 @@ impl Drafting {
         Open { chooser, rows: open, other, room: most_tokens }.choose(seats, rows)
     }
 
+    /// Whether any drafter asks for the model's hidden states.
+    pub(super) fn wants_hidden(&self) -> bool {
+        self.seats.iter().any(|seat| seat.drafter.wants_hidden())
+    }
+
     /// Tells of what became of a row's part of a pass: `accepted` of its guesses stay; `hidden` are the residual streams at
     /// the tokens that led to logits and stay.
     pub(super) fn observe(&mut self, row: &mut Row, accepted: usize, hidden: &[f32]) {

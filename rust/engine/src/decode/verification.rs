@@ -4,6 +4,7 @@ use spikelet_simd::Level;
 
 use super::row::Row;
 use super::verify::{self, RowChances, Targets, Verdict};
+use crate::backend::Drawn;
 use crate::draft::Verify;
 use crate::error::Result;
 use crate::sampler::{Dist, Logprobs, Sampler, Workspace};
@@ -41,6 +42,23 @@ pub(super) fn verify(
         }),
         _ => by_own_draws(row, guesses, lines, work),
     };
+    row.draft = draft;
+    accepted
+}
+
+/// The same with the tokens that a device has drawn from the row's lines.
+pub(super) fn verify_drawn(row: &mut Row, drawn: impl Iterator<Item = Drawn>) -> usize {
+    let draft = std::mem::take(&mut row.draft);
+    let guesses = &draft.tokens[..row.used];
+    let mut accepted = 0;
+    for drawn in drawn {
+        let guessed = guesses.get(accepted) == Some(&drawn.id);
+        row.push_drawn(drawn, guessed);
+        accepted += usize::from(guessed);
+        if !guessed || row.is_stop(drawn.id) {
+            break;
+        }
+    }
     row.draft = draft;
     accepted
 }

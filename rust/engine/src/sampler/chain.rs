@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use spikelet_simd::{Level, at_least, exp_in_place, first_at_least, greatest_of_16, normalise, sum, survey, weigh};
+use spikelet_simd::{
+    Level, at_least, exp_in_place, first_at_least, greatest_of_16, normalise, sum, survey, units, weigh,
+};
 
 use super::dist::Dist;
 use super::filters::{Candidate, Candidates};
@@ -10,6 +12,7 @@ use super::line::Line;
 use super::params::{Preset, SamplingParams};
 use super::penalties::Penalties;
 use super::rng::{Noise, Purpose};
+use crate::backend::DrawSpec;
 use crate::error::{Error, Result};
 
 /// Scratch memory of the chain, as wide as the vocabulary. One serves any number of rows, one after another.
@@ -158,6 +161,19 @@ impl Sampler {
         let left = self.weigh(line, work)?;
         let id = self.winner(left, line, position, work);
         Ok((id, left.distribution(line, work)))
+    }
+
+    /// What a device has to know to draw as [`sample`](Self::sample) does, from line number `line` of which the first `known` logits stand for
+    /// tokens. None: the settings ask for what only the CPU does.
+    pub(crate) fn draw_spec(&self, line: usize, known: usize, position: u64) -> Option<DrawSpec> {
+        let SamplingParams { preset, temperature, top_k, top_p, min_p, typical_p, ref logit_bias, .. } = self.params;
+        let plain = self.penalties.are_off() && logit_bias.is_empty();
+        if !plain || !self.params.is_greedy() && (min_p > 0.0 || typical_p < 1.0) {
+            return None;
+        }
+        let (seed, row) = self.noise.name();
+        let late_temperature = preset == Preset::Rwkv && self.filters();
+        Some(DrawSpec { line, known, seed, row, position, temperature, late_temperature, top_k, top_p })
     }
 
     /// The number that a drafter draws its guess number `index` with, for a draft that begins at position `start`. Not the
@@ -342,6 +358,7 @@ impl Sampler {
         let Workspace { level, weights, candidates, ids, probs, .. } = work;
         let n = weights.len();
         candidates.total = sum(*level, weights);
+        candidates.units = units(*level, weights);
         let least = if top_k > 0 && top_k < n && (preset == Preset::OpenAi || top_p == 1.0) {
             self.least_of_top_k(*level, weights, probs)
         } else if top_p < 1.0 && (preset == Preset::Rwkv || top_k == 0) {

@@ -5,6 +5,8 @@
 //! Only additions, multiplications, divisions and comparisons occur, in one fixed order or in whole numbers, so every
 //! machine keeps the same candidates.
 
+use spikelet_simd::units_of;
+
 /// A token that may still be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
@@ -21,16 +23,14 @@ pub(super) struct Candidates {
     pub(super) list: Vec<Candidate>,
     /// Sum of the weights of the distribution that they stand for.
     pub(super) total: f64,
+    /// The same in units.
+    pub(super) units: u64,
     /// Scratch: rank and weight, to be selected from.
     ranked: Vec<Ranked>,
 }
 
-/// Rank (lower is better, no two are equal) and weight in units of 1 / [`UNITS`].
+/// Rank (lower is better, no two are equal) and weight in units: sums of whole numbers do not depend on their order.
 type Ranked = (u64, u64);
-
-/// Sums of whole numbers do not depend on their order. With 2^44 of them to 1, a quarter of a million tokens fit, and
-/// weights above 2^-20 lose nothing.
-const UNITS: f32 = (1_u64 << 44) as f32;
 
 /// A number that grows with `value`, then with `id`.
 fn rank(value: f32, id: u32) -> u64 {
@@ -48,7 +48,7 @@ fn by_score(candidate: &Candidate) -> u64 {
 impl Candidates {
     /// None, with room for `n`.
     pub(super) fn with_capacity(n: usize) -> Self {
-        Self { list: Vec::with_capacity(n), total: 0.0, ranked: Vec::with_capacity(n) }
+        Self { list: Vec::with_capacity(n), total: 0.0, units: 0, ranked: Vec::with_capacity(n) }
     }
 
     /// Keeps the `k` most probable.
@@ -87,7 +87,7 @@ impl Candidates {
     /// Keeps the best by `key` up to and including the one that brings their share of the total to `share`.
     fn keep_share(&mut self, share: f32, key: impl Fn(&Candidate) -> u64) {
         self.rank(&key);
-        let enough = (f64::from(share) * self.total * f64::from(UNITS)).ceil() as u64;
+        let enough = (f64::from(share) * self.units as f64).ceil() as u64;
         let last = border(&mut self.ranked, enough);
         self.list.retain(|c| key(c) <= last);
         self.sum();
@@ -95,11 +95,12 @@ impl Candidates {
 
     fn rank(&mut self, key: impl Fn(&Candidate) -> u64) {
         self.ranked.clear();
-        self.ranked.extend(self.list.iter().map(|c| (key(c), (c.weight * UNITS) as u64)));
+        self.ranked.extend(self.list.iter().map(|c| (key(c), units_of(c.weight))));
     }
 
     fn sum(&mut self) {
         self.total = self.list.iter().map(|c| f64::from(c.weight)).sum();
+        self.units = self.list.iter().map(|c| units_of(c.weight)).sum();
     }
 }
 

@@ -81,6 +81,11 @@ impl Penalties {
         seen.count += 1.0;
     }
 
+    /// Whether none is asked for.
+    pub(super) fn are_off(&self) -> bool {
+        self.index.is_empty()
+    }
+
     /// Whether there is nothing to change.
     pub(super) fn is_empty(&self) -> bool {
         self.seen.is_empty()

@@ -30,6 +30,11 @@ impl Noise {
         Self { seed, row }
     }
 
+    /// The seed, and the row's number.
+    pub(super) fn name(&self) -> (u64, u32) {
+        (self.seed, self.row)
+    }
+
     /// The race that draws the token at `position` of the sequence.
     pub fn race(&self, position: u64) -> Race {
         Race::new(self.seed, self.row, position)
