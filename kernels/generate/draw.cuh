@@ -46,13 +46,17 @@ struct Drawn {
     u32 not_finite;
     /// The greatest of the whole line, and the sum of exp(logit - greatest).
     float greatest, sum;
-    u32 unused[2];
+    /// What is at `Draw::stuck`.
+    u32 stuck;
+    u32 unused;
 };
 
 struct Draw {
     const DrawSpec *specs;
     const float *logits;
     Drawn *drawn;
+    /// A word that the host wants to see, or null.
+    const u32 *stuck;
     u32 vocab;
     u32 unused;
 };
@@ -368,6 +372,7 @@ __device__ __forceinline__ void draw(const Draw &p) {
     Drawn &drawn = p.drawn[blockIdx.x / 2];
     const float *const x = p.logits + u64(spec.line) * p.vocab;
     if (blockIdx.x % 2 == 0) {
+        if (threadIdx.x == 0) drawn.stuck = p.stuck ? *p.stuck : 0;
         draw_token(x, spec, drawn);
     } else {
         sum_weights(x, p.vocab, drawn);

@@ -38,7 +38,7 @@ const KINDS: [(&str, &str); 6] = [
     ("rwkv4", r#""model_type": "rwkv4""#),
 ];
 const ORDERS: [&str; 3] = ["forward", "reverse", "shuffled"];
-const DRIVERS: [Driver; 2] = [Driver::Chain, Driver::Cooperative];
+const DRIVERS: [Driver; 3] = [Driver::Chain, Driver::Graph, Driver::Cooperative];
 
 fn ids(seed: u64, len: usize) -> Vec<u32> {
     let mut random = Random(seed);

@@ -48,7 +48,7 @@ fn line(mixer: &mut Mixer, kind: usize, vocab: usize) -> Vec<f32> {
 fn settings(mixer: &mut Mixer) -> SamplingParams {
     let one_of = |mixer: &mut Mixer, values: &[f32]| values[mixer.next() as usize % values.len()];
     SamplingParams {
-        preset: if mixer.next() % 2 == 0 { Preset::OpenAi } else { Preset::Rwkv },
+        preset: if mixer.next().is_multiple_of(2) { Preset::OpenAi } else { Preset::Rwkv },
         temperature: one_of(mixer, &[0.0, 0.3, 0.8, 1.0, 1.0, 1.7]),
         top_k: one_of(mixer, &[0.0, 0.0, 1.0, 2.0, 40.0, 300.0, 100_000.0]) as usize,
         top_p: one_of(mixer, &[1.0, 1.0, 0.0, 0.3, 0.9, 0.95, 0.999_999]),
@@ -89,7 +89,7 @@ fn tokens_and_log_probabilities_are_those_of_the_cpu() {
             .collect();
         let specs: Vec<DrawSpec> =
             wanted.iter().map(|(line, params, row, position)| spec(params, *line, known, *row, *position)).collect();
-        sampler.draw(&logits, vocab, &specs, &mut drawn).expect("drawn");
+        sampler.draw(&logits, vocab, &specs, None, &mut drawn).expect("drawn");
         assert_eq!(drawn.len(), specs.len());
         let mut work = Workspace::new(Level::best(), vocab);
         for ((line, params, row, position), found) in wanted.iter().zip(&drawn) {
@@ -127,12 +127,12 @@ fn what_is_no_number_is_left_to_the_cpu() {
         let mut logits = vec![0.5; 1000];
         logits[at] = bad;
         let logits = device.upload(&logits).expect("room");
-        sampler.draw(&logits, 1000, &[spec(&params, 0, known, 0, 3)], &mut drawn).expect("drawn");
+        sampler.draw(&logits, 1000, &[spec(&params, 0, known, 0, 3)], None, &mut drawn).expect("drawn");
         assert_eq!(drawn[0].is_some(), is_drawn, "{bad} at {at}");
     }
     // Far more equals than can be ranked.
     let logits = device.upload(&vec![0.5; 5000]).expect("room");
     let nucleus = SamplingParams { top_p: 0.5, ..params };
-    sampler.draw(&logits, 5000, &[spec(&nucleus, 0, 5000, 0, 3)], &mut drawn).expect("drawn");
+    sampler.draw(&logits, 5000, &[spec(&nucleus, 0, 5000, 0, 3)], None, &mut drawn).expect("drawn");
     assert_eq!(drawn, [None]);
 }

@@ -1,9 +1,9 @@
 //! Tokens drawn where the logits are: those that the CPU's sampler draws, with the same log probabilities.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 use spikelet_simd::log_of_sum;
-
-use std::sync::Arc;
 
 use super::driver::{Buffer, Device, Kernel};
 use crate::backend::{DrawSpec, Drawn};
@@ -40,7 +40,8 @@ struct Found {
     not_finite: u32,
     greatest: f32,
     sum: f32,
-    unused: [u32; 2],
+    stuck: u32,
+    unused: u32,
 }
 
 /// `Draw` of kernels/generate/draw.cuh.
@@ -50,6 +51,7 @@ struct Params {
     specs: u64,
     logits: u64,
     drawn: u64,
+    stuck: u64,
     vocab: u32,
     unused: u32,
 }
@@ -81,7 +83,8 @@ impl DeviceSampler {
         })
     }
 
-    /// Draws as `specs` say from `logits`, `[lines][vocab]`, and puts a token for each into `drawn`; none where the CPU has to look.
+    /// Draws as `specs` say from `logits`, `[lines][vocab]`, and puts a token for each into `drawn`; none where the CPU has to look. With
+    /// the tokens comes whether a word is set that the host wants to know of: number `stuck.1` of `stuck.0`.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if the device is lost.
@@ -93,11 +96,13 @@ impl DeviceSampler {
         logits: &Buffer<f32>,
         vocab: usize,
         specs: &[DrawSpec],
+        stuck: Option<(&Buffer<u32>, usize)>,
         drawn: &mut Vec<Option<Drawn>>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         drawn.clear();
+        assert!(stuck.is_none_or(|(words, index)| index < words.len()), "the word is not there");
         if specs.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let Self { device, host_specs, host_found, .. } = self;
         host_specs.clear();
@@ -118,17 +123,18 @@ impl DeviceSampler {
             specs: self.specs.pointer(),
             logits: logits.pointer(),
             drawn: self.found.pointer(),
+            stuck: stuck.map_or(0, |(words, index)| words.pointer_at(index)),
             vocab: vocab as u32,
             unused: 0,
         };
-        // SAFETY: there is a spec and an answer for every two blocks, and every line that a spec names is there.
+        // SAFETY: there is a spec and an answer for every two blocks, and the lines and the word that they name are there.
         #[allow(unsafe_code)]
         unsafe {
             device.launch(&self.kernel, 2 * specs.len() as u32, 0, &params)?;
         }
         device.read(&self.found, 0, coming)?;
         drawn.extend(host_found.iter().map(Found::outcome));
-        Ok(())
+        Ok(host_found.iter().any(|found| found.stuck != 0))
     }
 }
 

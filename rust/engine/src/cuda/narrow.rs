@@ -155,6 +155,8 @@ pub struct Narrow {
 pub enum Driver {
     /// A launch for every phase.
     Chain,
+    /// The same, recorded once and launched as one.
+    Graph,
     /// One launch for all, whose blocks wait for each other.
     Cooperative,
 }
@@ -234,7 +236,7 @@ impl Narrow {
     /// [`Error::Device`] if the device is lost.
     pub fn run(&self, driver: Driver, tokens: usize, lines: usize, memory: &PassMemory) -> Result<()> {
         match driver {
-            Driver::Chain => self.chain(tokens, lines, memory),
+            Driver::Chain | Driver::Graph => self.chain(tokens, lines, memory),
             Driver::Cooperative => self.cooperative(tokens, lines, memory),
         }
     }

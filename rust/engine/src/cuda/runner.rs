@@ -1,15 +1,17 @@
 //! The runner on a GPU.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use spikelet_simd::Cpu;
 
 use super::CudaModel;
-use super::driver::{Buffer, Device};
+use super::draw::DeviceSampler;
+use super::driver::{Buffer, Device, Graph};
 use super::narrow::{Driver, PassMemory, Workspace};
 use super::pass::{Description, MAX_TOKENS, PASS_BYTES, Piece, cut};
 use super::slots::Slots;
-use crate::backend::{PassRow, Runner, check_rows};
+use crate::backend::{DrawSpec, Drawn, PassRow, Runner, check_rows};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -30,8 +32,13 @@ pub struct CudaRunner {
     description: Description,
     /// Blocks that have come to barriers so far.
     arrived: u32,
-    /// Lines that the last pass has left in the memory of `work`.
+    /// Passes that were recorded, by tokens and lines. Nothing else of a pass is part of them.
+    graphs: HashMap<(usize, usize), Graph>,
+    sampler: DeviceSampler,
+    /// Lines that the last launch of phases has left in the memory of `work`.
     lines: usize,
+    /// Whether those of earlier ones of the same pass are here already: then these belong behind them.
+    continued: bool,
     logits: Vec<f32>,
     hidden: Vec<f32>,
 }
@@ -77,9 +84,22 @@ impl CudaRunner {
         let slots = Slots::new(&device, model.state_layout())?;
         let pass = device.zeros(PASS_BYTES)?;
         let work = Work::new(&device, model.config(), cuda.narrow().most_tokens())?;
-        let (description, arrived, lines) = (Description::default(), 0, 0);
-        let (logits, hidden) = (Vec::new(), Vec::new());
-        Ok(Self { device, driver, slots, pass, work, description, arrived, lines, logits, hidden, model })
+        Ok(Self {
+            driver,
+            slots,
+            pass,
+            work,
+            description: Description::default(),
+            arrived: 0,
+            graphs: HashMap::new(),
+            sampler: DeviceSampler::new(&device)?,
+            lines: 0,
+            continued: false,
+            logits: Vec::new(),
+            hidden: Vec::new(),
+            device,
+            model,
+        })
     }
 
     /// Launches passes in this way from now on, in place of the one that was thought to be quickest or was named by
@@ -96,9 +116,20 @@ impl CudaRunner {
         self.device.write(&self.pass, 0, self.description.bytes())?;
         let memory =
             PassMemory { pass: self.pass.pointer(), work: self.work.pointers(), barrier: self.work.barrier.pointer() };
-        narrow.run(self.driver, tokens, lines, &memory)?;
-        if self.driver == Driver::Cooperative {
-            self.arrived = self.arrived.wrapping_add(narrow.arrivals(tokens, lines));
+        match self.driver {
+            Driver::Chain => narrow.run(Driver::Chain, tokens, lines, &memory)?,
+            Driver::Graph => {
+                // The memory stays where it is as long as the runner lives, so what is recorded stays good.
+                if !self.graphs.contains_key(&(tokens, lines)) {
+                    let graph = self.device.capture(&mut || narrow.run(Driver::Chain, tokens, lines, &memory))?;
+                    self.graphs.insert((tokens, lines), graph);
+                }
+                self.graphs[&(tokens, lines)].launch()?;
+            }
+            Driver::Cooperative => {
+                narrow.run(Driver::Cooperative, tokens, lines, &memory)?;
+                self.arrived = self.arrived.wrapping_add(narrow.arrivals(tokens, lines));
+            }
         }
         self.lines = lines;
         Ok(())
@@ -122,13 +153,14 @@ impl CudaRunner {
         }
         let mut stuck = [0];
         self.device.read(&self.work.barrier, 1, &mut stuck)?;
-        if stuck == [0] {
-            return Ok(());
-        }
-        Err(Error::Device {
+        if stuck == [0] { Ok(()) } else { Err(self.stuck()) }
+    }
+
+    fn stuck(&self) -> Error {
+        Error::Device {
             device: self.model.device(),
-            reason: "blocks of a kernel waited for each other in vain; SPIKELET_CUDA_DRIVER=chain does without".into(),
-        })
+            reason: "blocks of a kernel waited for each other in vain; SPIKELET_CUDA_DRIVER=graph does without".into(),
+        }
     }
 }
 
@@ -140,10 +172,11 @@ fn of(model: &Model) -> &CudaModel {
 fn choose(model: &CudaModel) -> Result<Driver> {
     let named = std::env::var("SPIKELET_CUDA_DRIVER").ok().filter(|name| !name.is_empty());
     match named.as_deref() {
-        Some("chain" | "graph") => Ok(Driver::Chain),
+        Some("chain") => Ok(Driver::Chain),
+        Some("graph") => Ok(Driver::Graph),
         Some("cooperative") => Ok(Driver::Cooperative),
         None if model.weight_bytes() <= SMALL_MODEL && model.narrow().can_cooperate()? => Ok(Driver::Cooperative),
-        None => Ok(Driver::Chain),
+        None => Ok(Driver::Graph),
         Some(other) => Err(Error::Option {
             name: "SPIKELET_CUDA_DRIVER".into(),
             value: other.into(),
@@ -195,17 +228,55 @@ impl Runner for CudaRunner {
     }
 
     fn forward(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
+        self.forward_deferred(rows)?;
+        self.fetch(true, true)
+    }
+
+    fn forward_deferred(&mut self, rows: &[PassRow<'_>]) -> Result<()> {
         check_rows(rows, self.model.config().vocab_size, MAX_TOKENS)?;
         self.logits.clear();
         self.hidden.clear();
+        self.lines = 0;
+        self.continued = false;
         for pieces in cut(rows, of(&self.model).narrow().most_tokens()) {
+            // What the piece before has left is about to be written over.
+            self.continued |= self.lines > 0;
+            self.fetch(true, true)?;
             self.narrow(&pieces)?;
-            if self.lines > 0 {
-                self.fetch_hidden()?;
-                self.fetch_logits()?;
-            }
         }
         Ok(())
+    }
+
+    fn fetch(&mut self, logits: bool, hidden: bool) -> Result<()> {
+        if self.lines == 0 {
+            return Ok(());
+        }
+        if hidden || self.continued {
+            self.fetch_hidden()?;
+        }
+        if logits || self.continued {
+            self.fetch_logits()?;
+        }
+        self.lines = 0;
+        Ok(())
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn draw(&mut self, specs: &[DrawSpec], drawn: &mut Vec<Option<Drawn>>) -> Result<()> {
+        if self.continued || self.lines == 0 {
+            drawn.clear();
+            drawn.resize(specs.len(), None);
+            return Ok(());
+        }
+        let stuck = (self.driver == Driver::Cooperative).then_some((&self.work.barrier, 1));
+        let vocab_size = self.model.config().vocab_size;
+        match self.sampler.draw(&self.work.logits, vocab_size, specs, stuck, drawn)? {
+            false => Ok(()),
+            true => Err(self.stuck()),
+        }
     }
 
     fn cpu(&self) -> Option<&Cpu> {
