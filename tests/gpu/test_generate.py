@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import spikelet
+
 from . import emulator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +84,10 @@ def test_texts_are_those_of_the_cpu(tmp_path: Path) -> None:
             {"preset": "rwkv", "temperature": 1.1, "top_k": 50, "top_p": 0.8},
             {"min_p": 0.05}, {"repetition_penalty": 1.2}, {"logprobs": 3},
             {"speculative": "ngram"}, {"speculative": "off"},
+            *({"speculative": spikelet.SpeculativeConfig("ngram", verify=rule, **how)}
+              for rule in ("coupled", "token", "block")
+              for how in ({"num_speculative_tokens": 3}, {"num_speculative_tokens": 12})),
+            {"speculative": spikelet.SpeculativeConfig("ngram", forced_acceptance=0.5)},
         ]
         differ = []
         for path in MODELS:
@@ -110,6 +116,30 @@ def test_texts_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert found["reason"] == "it was asked for"
 
 
+def test_a_prophet_drafts_for_a_model_on_a_gpu(tmp_path: Path) -> None:
+    if "bundled" not in spikelet.local_models():
+        pytest.skip("this checkout has no bundled model")
+    found = run(
+        """
+        texts, drafted = [], []
+        for device in ("cpu", "cuda"):
+            model = spikelet.load(device=device, threads=1)
+            prophet = spikelet.SpeculativeConfig("prophet", num_speculative_tokens=4)
+            options = {"max_new_tokens": 16, "seed": 4}
+            text = model.generate("Once upon a time", speculative=prophet, **options)
+            texts.append([[token.id, token.logprob] for token in text])
+            drafted.append([token.drafted for token in text.tokens])
+        off = model.generate("Once upon a time", speculative="off", **options).run()
+        tell(texts=texts, drafted=drafted, off=off.ids)
+        """,
+        tmp_path,
+    )
+    assert found["texts"][0] == found["texts"][1]
+    assert found["off"] == [token for token, _ in found["texts"][0]]
+    assert found["drafted"][0] == found["drafted"][1]
+    assert any(found["drafted"][1])
+
+
 def test_sessions_go_from_one_device_to_the_other(tmp_path: Path) -> None:
     found = run(
         """
@@ -120,7 +150,7 @@ def test_sessions_go_from_one_device_to_the_other(tmp_path: Path) -> None:
             options = {"max_new_tokens": 9, "seed": 2, "ignore_eos": True}
             text = session.generate(PROMPT, **options).run().ids
             session.save("session")
-            text += then.load_session("session").generate("", **options).run().ids
+            text += then.load_session("session").generate([], **options).run().ids
             texts.append(text)
         states = [model.new_state() for model in (cpu, gpu)]
         pairs = zip((cpu, gpu), states)

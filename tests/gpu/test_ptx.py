@@ -14,12 +14,9 @@ from kernels import build_ptx
 # under way, not with other warps: 152 registers still let in the 13 blocks whose shared memory
 # (12 KB in the backward of WKV) a multiprocessor of compute capability 8.0 has room for.
 BUDGET = {
-<<<<<<< HEAD
     # A block of 384 threads has a multiprocessor for itself: as many as there are.
     "spk_narrow": 168,
-=======
     "spk_draw": 80,
->>>>>>> f21980f (Tokens are drawn where the logits are: the CPU's tokens, with the same log probabilities)
     "spk_fill": 24,
     "spk_sum_rows": 32,
     "spk_mix_forward": 48,
