@@ -36,20 +36,34 @@ __device__ __forceinline__ float sum_norm_lanes(float v) {
     return v;
 }
 
+/// Goes over the channels of a lane in order. Each waits for the one before it, so those that follow are loaded early.
+template <class Load, class Step>
+__device__ __forceinline__ void norm_walk(u32 width, u32 lane, Load load, Step step) {
+    constexpr u32 AT_ONCE = 12;
+    u32 c = lane;
+#pragma unroll 1
+    for (; c + (AT_ONCE - 1) * NORM_LANES < width; c += AT_ONCE * NORM_LANES) {
+        float x[AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) x[i] = load(c + i * NORM_LANES);
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) step(x[i]);
+    }
+#pragma unroll 1
+    for (; c < width; c += NORM_LANES) step(load(c));
+}
+
 /// The statistics of a token whose channel `c` is `load(c)`. Two tokens to a warp, which must come whole; `lane` counts in
 /// the half that works on this token.
 template <class Load>
 __device__ __forceinline__ NormStats norm_stats(u32 width, float epsilon, u32 lane, Load load) {
     const float count = float(width);
-    float sum = 0.0f;
-#pragma unroll 4
-    for (u32 c = lane; c < width; c += NORM_LANES) sum = sum + load(c);
+    float sum = 0.0f, squares = 0.0f;
+    norm_walk(width, lane, load, [&](float x) { sum = sum + x; });
     const float mean = sum_norm_lanes(sum) / count;
-    float squares = 0.0f;
-#pragma unroll 4
-    for (u32 c = lane; c < width; c += NORM_LANES) {
-        const float d = load(c) - mean;
+    norm_walk(width, lane, load, [&](float x) {
+        const float d = x - mean;
         squares = fmaf(d, d, squares);
-    }
+    });
     return {mean, 1.0f / sqrtf(sum_norm_lanes(squares) / count + epsilon)};
 }

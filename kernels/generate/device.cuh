@@ -21,6 +21,8 @@ struct alignas(16) Float4 {
 /// Of memory that no kernel writes, and that is read once: it takes no room in the first level cache.
 inline Bytes16 load_stream(const void *at) { return *static_cast<const Bytes16 *>(at); }
 inline u16 load_stream_u16(const void *at) { return *static_cast<const u16 *>(at); }
+/// Asks the second level cache for the line at an address that may be null, or beyond the end of what is there.
+inline void prefetch_line(const void *) {}
 /// Of memory that other blocks of this launch may have written before a barrier over the grid.
 template <class T>
 inline T load_shared_by_grid(const T *at) {
@@ -48,6 +50,9 @@ __device__ __forceinline__ u16 load_stream_u16(const void *at) {
     u16 v;
     asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(at));
     return v;
+}
+__device__ __forceinline__ void prefetch_line(const void *at) {
+    if (at) asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
 }
 __device__ __forceinline__ float load_shared_by_grid(const float *at) {
     float v;

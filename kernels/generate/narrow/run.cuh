@@ -69,6 +69,26 @@ __device__ __forceinline__ void run_phase(const Phase &p, const Workspace &work,
     }
 }
 
+/// Brings vectors and states that a phase will read into the second level cache, where the weights streaming by have pushed them
+/// out; a line for each thread of the grid. None of it is being written: a shift that the phase before writes is another one.
+__device__ __forceinline__ void fetch_ahead(const Phase &p, const ShortPass &pass) {
+    constexpr u32 LINE = 32, VECTORS = 7;
+    const u32 lines = (p.width + LINE - 1) / LINE;
+    const u32 thread = threadIdx.x * gridDim.x + blockIdx.x, part = thread / lines, at = (thread - part * lines) * LINE;
+    if (part < VECTORS) {
+        const float *vector = part == 0 ? p.norm_weight : part == 1 ? p.norm_bias : part == 2 ? p.decay : p.first;
+        if (part >= 4) vector = p.mix[part - 4];
+        if (vector) prefetch_line(vector + at);
+        return;
+    }
+    // Of the first token: the shift, and aa, bb and pp or the membranes.
+    const u32 field = part - VECTORS, fields = p.kind == MIX ? 4 : p.kind == CHANNEL ? 1 : 0;
+    const bool neurons = p.kind == ADD && p.flags & NEURONS;
+    if (field >= (neurons ? 1 : fields)) return;
+    const u32 place = neurons ? p.state : field == 0 ? p.shift : p.state + (field - 1) * p.width;
+    prefetch_line(pass.entries[0].from + place + at);
+}
+
 /// Copies words that all threads will see after the next barrier of the block.
 template <class T>
 __device__ __forceinline__ void copy_words(T &to, const T &from) {
@@ -94,7 +114,9 @@ __device__ __forceinline__ void narrow(const Narrow &params) {
         if (i == 0) {
             copy_words(columns->pass, *reinterpret_cast<const ShortPass *>(params.pass));
             __syncthreads();
-        } else if (!grid_meet(params.arrived, columns->pass.arrived + i * gridDim.x, params.stuck)) {
+        }
+        fetch_ahead(phase, columns->pass);
+        if (i > 0 && !grid_meet(params.arrived, columns->pass.arrived + i * gridDim.x, params.stuck)) {
             return;
         }
         if (i + 1 < params.count) copy_words(phases[(i + 1) % 2], params.following[i]);
