@@ -136,7 +136,7 @@ pub trait Runner: Send {
     /// Brings what [`forward_deferred`](Self::forward_deferred) left elsewhere.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::Device`] if a GPU is lost.
     fn fetch(&mut self, _logits: bool, _hidden: bool) -> Result<()> {
         Ok(())
     }
@@ -150,7 +150,7 @@ pub trait Runner: Send {
     /// has to look at the logits itself.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if a GPU is lost.
+    /// [`Error::Device`] if a GPU is lost.
     fn draw(&mut self, specs: &[DrawSpec], drawn: &mut Vec<Option<Drawn>>) -> Result<()> {
         drawn.clear();
         drawn.resize(specs.len(), None);
