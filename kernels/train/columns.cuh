@@ -2,12 +2,11 @@
 // Neighbouring threads are neighbouring channels, so every load and store of a warp is one contiguous piece.
 #pragma once
 #include "common.cuh"
+#include "walk.cuh"
 
 /// Threads of a block that walks time. One warp, because blocks are dealt to multiprocessors one by one: a batch of few
 /// rows then still reaches all of them.
 constexpr u32 WALKERS = 32;
-/// Tokens whose loads are under way while earlier ones are computed.
-constexpr u32 AHEAD = 8;
 /// Backward passes keep the recurrent state before every CHUNK-th token and recompute the rest, a chunk at a time.
 constexpr u32 CHUNK = 16;
 
@@ -38,30 +37,6 @@ struct Column {
         return (u64(chunk) * parts + part) * dims.columns() + index;
     }
 };
-
-/// Calls step(j, load(j)) for j = 0 .. count - 1, loading AHEAD tokens early.
-template <class Load, class Step>
-__device__ __forceinline__ void walk(u32 count, Load load, Step step) {
-    using Token = decltype(load(0u));
-    Token next[AHEAD] = {};
-#pragma unroll
-    for (u32 j = 0; j < AHEAD; ++j) {
-        if (j < count) next[j] = load(j);
-    }
-    for (u32 start = 0; start < count; start += AHEAD) {
-        Token now[AHEAD];
-#pragma unroll
-        for (u32 j = 0; j < AHEAD; ++j) now[j] = next[j];
-#pragma unroll
-        for (u32 j = 0; j < AHEAD; ++j) {
-            if (start + AHEAD + j < count) next[j] = load(start + AHEAD + j);
-        }
-#pragma unroll
-        for (u32 j = 0; j < AHEAD; ++j) {
-            if (start + j < count) step(start + j, now[j]);
-        }
-    }
-}
 
 /// Goes over the chunks of a column from the last to the first.
 ///

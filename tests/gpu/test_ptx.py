@@ -17,6 +17,13 @@ BUDGET = {
     # A block of 384 threads has a multiprocessor for itself: as many as there are.
     "spk_narrow": 168,
     "spk_draw": 80,
+    # Tiles live in registers; two blocks of 128 threads find room.
+    "spk_wide_product": 232,
+    "spk_wide_embed": 48,
+    "spk_wide_inputs": 48,
+    "spk_wide_encode": 48,
+    "spk_wide_wkv": 128,
+    "spk_wide_neurons": 128,
     "spk_fill": 24,
     "spk_sum_rows": 32,
     "spk_mix_forward": 48,

@@ -120,6 +120,54 @@ fn every_kind_of_model_gives_the_same_bits_however_a_text_is_cut() {
 }
 
 #[test]
+fn long_passes_give_the_same_bits() {
+    let Some(mut emulated) = driver() else { return };
+    let ids = ids(6, 147);
+    // Few multiprocessors make tiles large, many make them small.
+    emulated.set("SIMT_SMS", "1");
+    each_model(|name, cpu, gpu| {
+        let ids = &ids[..73];
+        assert!(run(gpu, Driver::Chain, ids, &[73]) == run(cpu, Driver::Chain, ids, &[73]), "{name}");
+    });
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path(), 12, KINDS[1].1);
+    for format in FORMATS {
+        let wanted = run(&on_cpu(folder.path(), Some(format)), Driver::Chain, &ids, &[147]);
+        for multiprocessors in ["1", "1000"] {
+            emulated.set("SIMT_SMS", multiprocessors);
+            let found = run(&on_gpu(folder.path(), Some(format)), Driver::Chain, &ids, &[9, 130, 8]);
+            assert!(found == wanted, "{format:?}, {multiprocessors} multiprocessors");
+        }
+    }
+}
+
+#[test]
+fn many_rows_of_one_token_give_the_same_bits() {
+    let Some(_driver) = driver() else { return };
+    let texts: Vec<Vec<u32>> = (0..33).map(|i| ids(50 + i, 3)).collect();
+    each_model(|name, cpu, gpu| {
+        let decode = |model: &Arc<Model>| {
+            let mut runner = runner(model, Driver::Chain);
+            let slots: Vec<Slot> = texts.iter().map(|_| runner.alloc_slot().unwrap()).collect();
+            let mut all = Vec::new();
+            for step in 0..3 {
+                let row = |i: usize| PassRow {
+                    slot: slots[i],
+                    tokens: &texts[i][step..=step],
+                    logits: LogitsWanted::Last,
+                    keep: &slots[i..=i],
+                };
+                let rows: Vec<PassRow<'_>> = (0..texts.len()).map(row).collect();
+                runner.forward(&rows).unwrap();
+                all.push(after(&runner, &slots));
+            }
+            all
+        };
+        assert!(decode(gpu) == decode(cpu), "{name}");
+    });
+}
+
+#[test]
 fn the_order_of_threads_and_the_number_of_blocks_change_no_bit() {
     let Some(mut emulated) = driver() else { return };
     let ids = ids(2, 9);
@@ -131,6 +179,7 @@ fn the_order_of_threads_and_the_number_of_blocks_change_no_bit() {
             emulated.set("SIMT_ORDER", order);
             emulated.set("SIMT_SMS", blocks);
             let gpu = on_gpu(folder.path(), Some(format));
+            assert!(run(&gpu, Driver::Chain, &ids, &[9]) == wanted, "{format:?}: {order}, {blocks} blocks, at once");
             for driver in [Driver::Chain, Driver::Cooperative] {
                 let found = run(&gpu, driver, &ids, &[1, 3, 5]);
                 assert!(found == wanted, "{:?}, {format:?}: {order}, {blocks} blocks, {driver:?}", KINDS[kind].0);
@@ -179,14 +228,16 @@ fn rows_beside_each_other_and_states_kept_give_the_same_bits() {
     let Some(mut emulated) = driver() else { return };
     emulated.set("SIMT_SMS", "2");
     each_model(|name, cpu, gpu| {
-        for (lens, driver) in [([3, 1, 2, 1], Driver::Chain), ([1, 2, 1, 4], Driver::Cooperative)] {
+        for (lens, driver) in
+            [([3, 1, 2, 1], Driver::Chain), ([1, 2, 1, 4], Driver::Cooperative), ([5, 19, 3, 66], Driver::Chain)]
+        {
             assert!(ragged(gpu, driver, lens) == ragged(cpu, driver, lens), "{name}: rows of {lens:?}, {driver:?}");
         }
     });
 }
 
 #[test]
-fn rows_that_are_cut_into_several_passes_give_the_same_bits() {
+fn longer_rows_beside_each_other_give_the_same_bits() {
     let Some(_driver) = driver() else { return };
     let folder = tempfile::tempdir().unwrap();
     random_model(folder.path(), 9, KINDS[0].1);
@@ -207,6 +258,7 @@ fn the_golden_models_give_the_same_bits() {
         for driver in DRIVERS {
             assert!(run(&gpu, driver, &ids, &[1, 1, 2, 8, 8]) == wanted, "{name}, {driver:?}");
         }
+        assert!(run(&gpu, Driver::Chain, &ids, &[20]) == wanted, "{name}, at once");
     }
 }
 
@@ -258,6 +310,7 @@ fn quantised_files_with_inputs_kept_apart_give_the_same_bits() {
         for format in FORMATS {
             let wanted = run(&on_cpu(&small, Some(format)), Driver::Chain, &ids, &[14]);
             let gpu = on_gpu(&small, Some(format));
+            assert!(run(&gpu, Driver::Chain, &ids, &[14]) == wanted, "{}, {stored:?} as {format:?}", KINDS[kind].0);
             for (driver, cut) in DRIVERS.into_iter().zip([vec![1, 1, 4, 8], vec![2, 12], vec![6, 1, 7]]) {
                 let found = run(&gpu, driver, &ids, &cut);
                 assert!(found == wanted, "{}, {stored:?} as {format:?}, {driver:?}", KINDS[kind].0);
@@ -276,6 +329,7 @@ fn the_bundled_model_gives_the_same_bits() {
         let gpu = on_gpu(&folder, Some(format));
         assert!(run(&gpu, Driver::Chain, &ids, &[1, 1, 8, 2]) == wanted, "{format:?}");
         assert!(run(&gpu, Driver::Cooperative, &ids, &[1, 3, 8]) == wanted, "{format:?}");
+        assert!(run(&gpu, Driver::Chain, &ids, &[12]) == wanted, "{format:?}, at once");
     }
 }
 

@@ -11,6 +11,7 @@ mod runner;
 mod slots;
 mod survey;
 mod weights;
+mod wide;
 
 pub use draw::DeviceSampler;
 pub use model::CudaModel;

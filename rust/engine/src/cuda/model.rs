@@ -16,6 +16,7 @@ use crate::weights::Checkpoint;
 /// A model in a card's memory.
 pub struct CudaModel {
     device: Arc<Device>,
+    format: WeightFormat,
     phases: Vec<Phase>,
     narrow: Narrow,
     kept: Kept,
@@ -39,7 +40,7 @@ impl CudaModel {
         let phases = phases(&mut loader)?;
         let (layout, kept) = loader.finish()?;
         let narrow = Narrow::new(&device, format, &phases)?;
-        Ok((Self { device, phases, narrow, kept }, layout))
+        Ok((Self { device, format, phases, narrow, kept }, layout))
     }
 
     /// The card.
@@ -53,9 +54,13 @@ impl CudaModel {
     }
 
     /// What a pass goes through; the addresses in it are good as long as this is alive.
-    #[expect(dead_code, reason = "for passes of many tokens")]
     pub(super) fn phases(&self) -> &[Phase] {
         &self.phases
+    }
+
+    /// Of the matrices.
+    pub(super) fn format(&self) -> WeightFormat {
+        self.format
     }
 
     /// The way of a pass of a few tokens.

@@ -144,6 +144,11 @@ impl Description {
         self.head.tokens as usize
     }
 
+    /// Rows of the pass.
+    pub fn rows(&self) -> usize {
+        self.head.rows as usize
+    }
+
     /// Lines of logits that it gives.
     pub fn lines(&self) -> usize {
         self.head.lines as usize

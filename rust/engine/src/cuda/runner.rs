@@ -11,6 +11,7 @@ use super::driver::{Buffer, Device, Graph};
 use super::narrow::{Driver, PassMemory, Workspace};
 use super::pass::{Description, MAX_TOKENS, PASS_BYTES, Piece, cut};
 use super::slots::Slots;
+use super::wide::{Wide, WidePass};
 use crate::backend::{DrawSpec, Drawn, PassRow, Runner, check_rows};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -29,14 +30,16 @@ pub struct CudaRunner {
     slots: Slots,
     pass: Buffer<u8>,
     work: Work,
+    wide: Wide,
     description: Description,
     /// Blocks that have come to barriers so far.
     arrived: u32,
     /// Passes that were recorded, by tokens and lines. Nothing else of a pass is part of them.
     graphs: HashMap<(usize, usize), Graph>,
     sampler: DeviceSampler,
-    /// Lines that the last launch of phases has left in the memory of `work`.
+    /// Lines that the last launch of phases has left in the memory of `wide`, if it was of many tokens, else of `work`.
     lines: usize,
+    many: bool,
     /// Whether those of earlier ones of the same pass are here already: then these belong behind them.
     continued: bool,
     logits: Vec<f32>,
@@ -84,16 +87,19 @@ impl CudaRunner {
         let slots = Slots::new(&device, model.state_layout())?;
         let pass = device.zeros(PASS_BYTES)?;
         let work = Work::new(&device, model.config(), cuda.narrow().most_tokens())?;
+        let wide = Wide::new(&device, cuda.format(), cuda.phases())?;
         Ok(Self {
             driver,
             slots,
             pass,
             work,
+            wide,
             description: Description::default(),
             arrived: 0,
             graphs: HashMap::new(),
             sampler: DeviceSampler::new(&device)?,
             lines: 0,
+            many: false,
             continued: false,
             logits: Vec::new(),
             hidden: Vec::new(),
@@ -131,19 +137,32 @@ impl CudaRunner {
                 self.arrived = self.arrived.wrapping_add(narrow.arrivals(tokens, lines));
             }
         }
-        self.lines = lines;
+        (self.lines, self.many) = (lines, false);
+        Ok(())
+    }
+
+    /// A pass of many tokens.
+    fn wide(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+        self.description.fill(pieces, &self.slots, self.arrived);
+        let (tokens, rows, lines) = (self.description.tokens(), self.description.rows(), self.description.lines());
+        self.device.write(&self.pass, 0, self.description.bytes())?;
+        let pass = WidePass { pass: self.pass.pointer(), tokens, rows, lines };
+        self.wide.run(of(&self.model).phases(), &pass)?;
+        (self.lines, self.many) = (lines, true);
         Ok(())
     }
 
     /// Waits for the last pass, and adds its logits to those that are here.
     fn fetch_logits(&mut self) -> Result<()> {
-        append(&self.device, &self.work.logits, self.lines * self.model.config().vocab_size, &mut self.logits)?;
+        let [from, _] = left(&self.work, self.wide.lines().filter(|_| self.many));
+        append(&self.device, from, self.lines * self.model.config().vocab_size, &mut self.logits)?;
         self.check_barriers()
     }
 
     /// The same of the residual stream.
     fn fetch_hidden(&mut self) -> Result<()> {
-        append(&self.device, &self.work.hidden, self.lines * self.model.config().hidden_size, &mut self.hidden)
+        let [_, from] = left(&self.work, self.wide.lines().filter(|_| self.many));
+        append(&self.device, from, self.lines * self.model.config().hidden_size, &mut self.hidden)
     }
 
     /// After a wait for the card: an error if blocks have waited for each other in vain.
@@ -183,6 +202,11 @@ fn choose(model: &CudaModel) -> Result<Driver> {
             needed: "chain, graph or cooperative".into(),
         }),
     }
+}
+
+/// Where a pass has left logits and residual stream.
+fn left<'a>(few: &'a Work, many: Option<&'a [Buffer<f32>; 2]>) -> [&'a Buffer<f32>; 2] {
+    many.map_or([&few.logits, &few.hidden], |[logits, hidden]| [logits, hidden])
 }
 
 /// Reads the first `len` numbers of a buffer to the end of `to`.
@@ -238,11 +262,13 @@ impl Runner for CudaRunner {
         self.hidden.clear();
         self.lines = 0;
         self.continued = false;
-        for pieces in cut(rows, of(&self.model).narrow().most_tokens()) {
+        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
+        let few = of(&self.model).narrow().most_tokens();
+        for pieces in cut(rows, if tokens <= few { few } else { MAX_TOKENS }) {
             // What the piece before has left is about to be written over.
             self.continued |= self.lines > 0;
             self.fetch(true, true)?;
-            self.narrow(&pieces)?;
+            if tokens <= few { self.narrow(&pieces) } else { self.wide(&pieces) }?;
         }
         Ok(())
     }
@@ -273,7 +299,8 @@ impl Runner for CudaRunner {
         }
         let stuck = (self.driver == Driver::Cooperative).then_some((&self.work.barrier, 1));
         let vocab_size = self.model.config().vocab_size;
-        match self.sampler.draw(&self.work.logits, vocab_size, specs, stuck, drawn)? {
+        let [logits, _] = left(&self.work, self.wide.lines().filter(|_| self.many));
+        match self.sampler.draw(logits, vocab_size, specs, stuck, drawn)? {
             false => Ok(()),
             true => Err(self.stuck()),
         }
