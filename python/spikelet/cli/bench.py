@@ -184,7 +184,8 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.draft_model is not None:
         import spikelet
 
-        given["draft_model"] = spikelet.load(args.draft_model)
+        options = {} if args.device is None else {"device": args.device}
+        given["draft_model"] = spikelet.load(args.draft_model, **options)
     return given
 
 

@@ -52,7 +52,7 @@ class HarnessAdapter:
             self.model = path
         else:
             # The harness's command says "cuda:0" where nobody has asked for any device.
-            chosen = "auto" if device is None or device.startswith("cuda:") else device
+            chosen = "auto" if device is None or device == "cuda:0" else device
             options: dict[str, Any] = {"dtype": dtype, "device": chosen}
             self.model = load(path, threads=threads, **options)
         self.max_length = max_length
