@@ -199,6 +199,9 @@ def main() -> int:
             environment["GPU_CHECK_COMMIT"] = card.commit_of(wheel)
         if args.dry and args.device != "cpu":
             environment[DRIVER] = emulated()
+            # Its name there is libcuda.so.
+            found = [str(Path(environment[DRIVER]).parent), environment.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, found))
         os.environ.update(environment)
         print(f"{work}: {shutil.disk_usage(work).free / 1e9:.0f} GB free", flush=True)
         for i, part in enumerate(parts):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = "GPU_CHECK_DRIVER"
-"""Names a library that stands for the CUDA driver; children load it before anything else."""
+"""Names the emulated driver, which children find where they look for libcuda."""
 
 
 @dataclass
@@ -71,16 +69,8 @@ class Context:
         return {row["what"]: row["value"]["median"] for row in rows if "what" in row}
 
 
-def preload() -> None:
-    """Put the emulated driver in the place of the real one."""
-    driver = os.environ.get(DRIVER)
-    if driver:
-        ctypes.CDLL(driver, mode=ctypes.RTLD_GLOBAL)
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the units of one part. Returns the exit code."""
-    preload()
     context = Context(args.device, args.dry, args.out, args.work, args.seconds)
     record = Record.open(args.out / f"gpu-{args.child}.json", args.child)
     if not record.data["machine"]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from gpu_check.child import ROOT, Context
+from gpu_check.child import Context
 from gpu_check.machine import GOLDEN
 from gpu_check.modes import DEFAULT, MODES, VARIABLE
 from gpu_check.record import Put, Unit
@@ -21,8 +21,6 @@ from gpu_check.record import Put, Unit
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 PROGRAM = """
 import sys
-from gpu_check.child import preload
-preload()
 import spikelet
 path, device, dtypes, wide = sys.argv[1], sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
 for dtype in dtypes:
@@ -52,8 +50,7 @@ def sanitize(context: Context, tool: str, dtypes: str, how: str, put: Put) -> No
     found = None if context.dry else find_tool()
     own = [sys.executable, "-c", PROGRAM, str(GOLDEN), context.device, dtypes]
     own.append("9" if context.dry else "70")
-    path = os.pathsep.join([str(ROOT / "benches"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = dict(os.environ)
     if how != DEFAULT:
         environment[VARIABLE] = how
     under = [found, "--tool", tool, "--error-exitcode", "9"] if found else []

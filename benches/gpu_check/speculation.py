@@ -40,6 +40,7 @@ def trained(context: Context, dtype: str, batch: int, put: Put) -> None:
         model,
         classes=["random"] if context.dry else ["copy", "prose", "code"],
         methods=["ngram"] if context.dry else ["prophet", "ngram", "auto"],
+        num_speculative_tokens=[2] if context.dry else ["auto"],
         temperatures=[0.0] if context.dry or batch > 1 else [0.0, 1.0],
         batch_sizes=[batch],
         max_new_tokens=6 if context.dry else 128,

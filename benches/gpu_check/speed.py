@@ -333,8 +333,8 @@ def units(context: Context) -> list[Unit]:
     """Return what this part does: a small shape whole, then large ones."""
     found = [Unit("torch is right", lambda put: torch_is_right(context, put), 60)]
     if context.dry:
-        for shape in models.TINY:
-            found += of_shape(context, shape, (1, 3), ("f32", "q8"), 1)
+        for shape, dtype in zip(models.TINY, ("bf16", "q8"), strict=True):
+            found += of_shape(context, shape, (1, 3), (dtype,), 1)
         tiny = models.TINY[0]
         found.append(Unit("drivers", lambda put: drivers(context, tiny, put)))
         return [*found, Unit("compiled", lambda put: compiled(context, tiny, put))]
