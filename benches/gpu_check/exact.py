@@ -32,6 +32,14 @@ ODD = (
 """Widths that are multiples of 8 and of nothing that the kernels' tiles are."""
 FORMATS = ("f32", "bf16", "f16", "q8")
 CUTS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 33, 64, 100)
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"top_k": 5, "temperature": 0.7},
+    {"top_p": 0.9, "logprobs": 3},
+    {"typical_p": 0.8, "min_p": 0.01},
+    {"preset": "rwkv", "top_p": 0.8, "temperature": 1.3},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    {"logit_bias": {3: 4.0, 5: -2.0}, "temperature": 0.0},
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,14 @@ class Pair:
         found = self.there.generate(prompt, speculative=speculative, **given).run()  # type: ignore[arg-type]
         return of_texts([found], [expected])
 
+    def options(self) -> str | None:
+        """What bends the distribution: tokens are drawn where the logits are."""
+        for given in OPTIONS:
+            said = self.text("off", **given)
+            if said:
+                return f"{given}: {said}"
+        return None
+
     def batch(self, rows: int, speculative: object = "off") -> str | None:
         """Texts of many rows whose prompts have other lengths."""
         prompts = [self.ids[i % 5 : i % 5 + 1 + i % 6] for i in range(rows)]
@@ -227,6 +243,7 @@ class Pair:
             rows = self.case.rows[-1]
             found |= {
                 f"batch of {rows}, guessing": lambda: self.batch(rows, guess),
+                "sampling options": self.options,
                 "states that move": self.moved,
                 "sessions": self.session,
                 "scores": self.scores,
@@ -239,7 +256,7 @@ def compare(context: Context, case: Case, how: str, put: Put) -> None:
     """Load a model twice and run its checks."""
     path = case.find()
     begun = perf_counter()
-    there = spikelet.load(path, dtype=case.dtype, device=context.device)  # type: ignore[arg-type]
+    there = spikelet.load(path, dtype=case.dtype, device=context.device)
     loaded = perf_counter() - begun
     here = spikelet.load(path, dtype=case.dtype, device="cpu")  # type: ignore[arg-type]
     ids = np.random.default_rng(7).integers(0, here.vocab_size, case.tokens).tolist()
@@ -265,7 +282,7 @@ def refused(context: Context, put: Put) -> None:
     for asked in given:
         said = error_of(lambda asked=asked: spikelet.load(path, **asked))  # type: ignore[misc]
         put(given=asked, passed=said is not None or context.device == "cpu", error=said)
-    model = spikelet.load(path, device=context.device)  # type: ignore[arg-type]
+    model = spikelet.load(path, device=context.device)
     put(given="afterwards", passed=len(model.generate([1], max_new_tokens=4).run().ids) == 4)
 
 
@@ -282,12 +299,12 @@ def long(context: Context, put: Put) -> None:
     """A long text: barriers and races that show once in a thousand passes."""
     tokens = 8 if context.dry else 20000
     path = ROOT / "tests" / "golden" / "spikegpt-tiny" if context.dry else None
-    there = spikelet.load(path, device=context.device)  # type: ignore[arg-type]
     case = Case("long", "auto", lambda: path, tokens)
-    pair = Pair(case, spikelet.load(path, device="cpu"), there, list(range(40)))
+    here = spikelet.load(path, device="cpu")
     for how in MODES:
+        there = spikelet.load(path, device=context.device)
         with mode(how):
-            said = pair.text("off")
+            said = Pair(case, here, there, list(range(40))).text("off")
         put(mode=how, tokens=tokens, passed=said is None, difference=said)
 
 

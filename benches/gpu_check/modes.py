@@ -14,7 +14,10 @@ MODES = (DEFAULT, *FORCED)
 
 @contextmanager
 def mode(name: str) -> Iterator[None]:
-    """What is computed meanwhile is driven so: it is looked up when a runner is made."""
+    """Models that compute for the first time meanwhile are driven so from then on.
+
+    A model keeps its runners, and a runner looks when it is made.
+    """
     before = os.environ.pop(VARIABLE, None)
     if name != DEFAULT:
         os.environ[VARIABLE] = name

@@ -35,7 +35,7 @@ def put_report(put: Put, report: bench.Report, *, promised: bool) -> None:
 def trained(context: Context, dtype: str, batch: int, put: Put) -> None:
     """The bundled model, or in a rehearsal a golden one."""
     path = ROOT / "tests" / "golden" / "spikegpt-tiny" if context.dry else None
-    model = spikelet.load(path, dtype=dtype, device=context.device)  # type: ignore[arg-type]
+    model = spikelet.load(path, dtype=dtype, device=context.device)
     report = bench.run(
         model,
         classes=["random"] if context.dry else ["copy", "prose", "code"],
@@ -68,7 +68,7 @@ def forced(context: Context, dtype: str, put: Put) -> None:
     if not (folder / "prophet").exists():
         rows = 30 if context.dry else 8192
         recipe().write_prophet(shape, folder, rows)
-    model = spikelet.load(folder, dtype=dtype, device=context.device)  # type: ignore[arg-type]
+    model = spikelet.load(folder, dtype=dtype, device=context.device)
     for rate in (0.7,) if context.dry else (0.7, 0.9, 0.5):
         report = bench.run(
             model,
@@ -88,7 +88,7 @@ def copying(context: Context, dtype: str, put: Put) -> None:
     """A random model from where its greedy text repeats itself, guessing from repetitions."""
     shape = models.TINY[1] if context.dry else models.SPIKEGPT_216M
     folder = models.folder(shape, context.work, context.torch_device())
-    model = spikelet.load(folder, dtype=dtype, device=context.device)  # type: ignore[arg-type]
+    model = spikelet.load(folder, dtype=dtype, device=context.device)
     # On the CPU of a rehearsal looking for a circle takes too long.
     prompt = [5, 6, 7] * 5 if context.dry else recipe().repeating(model)
     report = bench.run(
@@ -112,10 +112,10 @@ def units(context: Context) -> list[Unit]:
             Unit("copying", lambda put: copying(context, "bf16", put)),
         ]
     return [
-        Unit("bundled f16", lambda put: trained(context, "f16", 1, put), 60),
+        Unit("bundled q8", lambda put: trained(context, "q8", 1, put), 60),
         Unit("forced bf16", lambda put: forced(context, "bf16", put), 60, 8),
         Unit("copying bf16", lambda put: copying(context, "bf16", put), 60, 8),
-        Unit("bundled q8", lambda put: trained(context, "q8", 1, put), 60, 6),
+        Unit("bundled f16", lambda put: trained(context, "f16", 1, put), 60, 6),
         Unit("forced q8", lambda put: forced(context, "q8", put), 60, 8),
         Unit("bundled f16, 8 rows", lambda put: trained(context, "f16", 8, put), 60, 8),
     ]

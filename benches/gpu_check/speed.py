@@ -195,20 +195,39 @@ def compiled(context: Context, shape: Shape, put: Put) -> None:
 def drivers(context: Context, shape: Shape, put: Put) -> None:
     """One row, with the ways of driving the card in turns."""
     own = rivals(context, shape)
-    prompt, model = own.ids(8), own.model("bf16")
+    prompt = own.ids(8)
 
-    def seconds(how: str) -> float:
-        with mode(how):
-            return harness.decode_seconds(model, prompt, 2 if context.dry else 64)
+    def rival(dtype: str, how: str) -> Callable[[], float]:
+        model = spikelet.load(own.folder, dtype=dtype, device=context.device)  # type: ignore[arg-type]
 
-    works = {f"spikelet bf16, {how}": partial(seconds, how) for how in FORCED}
+        def seconds() -> float:
+            with mode(how):
+                return harness.decode_seconds(model, prompt, 2 if context.dry else 64)
+
+        return seconds
+
+    works = {
+        f"spikelet {dtype}, {how}": rival(dtype, how)
+        for dtype in (("bf16",) if context.dry else ("bf16", "q8"))
+        for how in FORCED
+    }
     found = harness.alternate(works, context.rounds, patience=20)
     put_rates(put, shape, 1, found, context.limits())
 
 
 def passes(context: Context, shape: Shape, dtypes: tuple[str, ...], put: Put) -> None:
-    """A pass over so many tokens with logits after each, as checking a draft needs it."""
+    """A pass over so many tokens with logits after each, as checking a draft needs it.
+
+    In the loop of decoding, as the engine measures it for itself: logits and states stay where they
+    are. And as a call of `forward`, which brings both to the caller.
+    """
     own = rivals(context, shape)
+    for dtype in dtypes:
+        for tokens, second in own.model(dtype).costs()["pass"].items():
+            least = bound(shape, dtype, context.limits(), tokens=int(tokens))
+            row = {"model": shape.name, "format": dtype, "tokens": int(tokens)}
+            row |= {"in_loop_milliseconds": 1e3 * second}
+            put(**row, in_loop_share=None if least is None else least / second)
     lengths = (1, 3) if context.dry else PASSES
     ids = own.ids(max(lengths))
     for dtype in dtypes:
@@ -329,6 +348,11 @@ def of_shape(
     return found
 
 
+def of_drivers(context: Context, shape: Shape) -> Unit:
+    """Where one launch for a whole pass stops being quicker hangs on the size."""
+    return Unit(f"{shape.name} drivers", lambda put: drivers(context, shape, put), 60, 5)
+
+
 def units(context: Context) -> list[Unit]:
     """Return what this part does: a small shape whole, then large ones."""
     found = [Unit("torch is right", lambda put: torch_is_right(context, put), 60)]
@@ -336,13 +360,14 @@ def units(context: Context) -> list[Unit]:
         for shape, dtype in zip(models.TINY, ("bf16", "q8"), strict=True):
             found += of_shape(context, shape, (1, 3), (dtype,), 1)
         tiny = models.TINY[0]
-        found.append(Unit("drivers", lambda put: drivers(context, tiny, put)))
+        found.append(of_drivers(context, tiny))
         return [*found, Unit("compiled", lambda put: compiled(context, tiny, put))]
     both = ("bf16", "q8")
     shape = models.SPIKEGPT_216M
     found += of_shape(context, shape, ROWS, both, 6)
-    found.append(Unit(f"{shape.name} drivers", lambda put: drivers(context, shape, put), 60))
+    found.append(of_drivers(context, shape))
     found += of_shape(context, models.RWKV4_1B5, ROWS, both, 20)
+    found.append(of_drivers(context, models.RWKV4_1B5))
     found += of_shape(context, models.RWKV4_169M, (1, 64), both, 6)
     found += of_shape(context, models.RWKV4_7B, (1, 8, 64), both, 60)
     found.append(

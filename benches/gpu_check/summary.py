@@ -136,6 +136,18 @@ def passes(found: Found) -> str:
     return table(("model", "format", "tokens", "ms", "cost", "of the limit"), lines)
 
 
+def loop(found: Found) -> str:
+    """The same passes as the decode loop has them."""
+    lines: list[tuple[object, ...]] = []
+    for _, row in rows(found, "speed"):
+        if "in_loop_milliseconds" in row:
+            part = row["in_loop_share"]
+            shown = "-" if part is None else f"{part:.0%}"
+            spent = f"{row['in_loop_milliseconds']:.3g}"
+            lines.append((row["model"], row["format"], row["tokens"], spent, shown))
+    return table(("model", "format", "tokens", "ms", "of the limit"), lines)
+
+
 def prompts(found: Found) -> str:
     """Reading a prompt."""
     lines: list[tuple[object, ...]] = [
@@ -182,7 +194,8 @@ SECTIONS = {
     "What the card gives": limits,
     "Until the first token": starts,
     "Decoding": decoding,
-    "A pass over several tokens": passes,
+    "A pass over several tokens, in the loop of decoding": loop,
+    "The same as a call of forward": passes,
     "Reading a prompt": prompts,
     "Speculative decoding": guesses,
     "Operators of training": operators,
