@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{HIDDEN, Random, VOCAB, WIDE, bits, golden, load, random_model};
+use common::{HIDDEN, Random, VOCAB, WIDE, bits, golden, load, random_model, random_model_of};
 use emulated::driver;
+use spikelet::Error;
 use spikelet::backend::{DeviceRunner, LogitsWanted, PassRow, Runner};
 use spikelet::cuda::Driver;
 use spikelet::decode::{Decoder, Event, Events, Request, SequenceState, StopRules};
@@ -244,6 +245,79 @@ fn longer_rows_beside_each_other_give_the_same_bits() {
     let (cpu, gpu) = (on_cpu(folder.path(), None), on_gpu(folder.path(), None));
     for lens in [[5, 6, 7, 8], [9, 17, 1, 2], [20, 30, 11, 9]] {
         assert!(ragged(&gpu, Driver::Chain, lens) == ragged(&cpu, Driver::Chain, lens), "rows of {lens:?}");
+    }
+}
+
+#[test]
+fn shapes_that_fill_no_block_no_group_and_no_span_give_the_same_bits() {
+    let Some(mut emulated) = driver() else { return };
+    emulated.set("SIMT_SMS", "3");
+    // Vocabulary, hidden and intermediate size. Of the last, too much for passes of 8 to find room: they are cut, or go another way.
+    for (i, [vocab, hidden, wide]) in
+        [[9, 1, 1], [30, 33, 67], [17, 300, 130], [70, 65, 1031], [40, 24, 9000]].into_iter().enumerate()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        random_model_of([vocab, hidden, wide, 1], folder.path(), 5, KINDS[i].1, 2.0);
+        let ids: Vec<u32> = ids(6, 12).iter().map(|id| id % vocab as u32).collect();
+        for format in FORMATS {
+            let wanted = run(&on_cpu(folder.path(), Some(format)), Driver::Chain, &ids, &[12]);
+            let gpu = on_gpu(folder.path(), Some(format));
+            for (driver, cut) in [(Driver::Chain, vec![1, 3, 8]), (Driver::Cooperative, vec![2, 2, 8])] {
+                let found = run(&gpu, driver, &ids, &cut);
+                assert!(found == wanted, "[{vocab}, {hidden}, {wide}], {format:?}, {driver:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_stops_when_told_so() {
+    let Some(_driver) = driver() else { return };
+    let load = |tell: &mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Send)| {
+        let options = LoadOptions { device: DeviceChoice::Cuda(0), ..LoadOptions::default() };
+        Model::load_with(&golden("spikegpt-tiny"), &options, tell).map(drop)
+    };
+    let mut calls = Vec::new();
+    load(&mut |done, total| {
+        calls.push((done, total));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let total = calls[0].1;
+    assert!(calls.iter().all(|c| c.1 == total) && calls.is_sorted(), "{calls:?}");
+    assert_eq!((calls.first(), calls.last()), (Some(&(0, total)), Some(&(total, total))));
+    assert!(matches!(load(&mut |_, _| ControlFlow::Break(())), Err(Error::Cancelled)));
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_in_the_words_of_the_cpu() {
+    let Some(_driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value) in [
+        ("blocks.1.ffn.key.weight", f32::INFINITY),
+        ("blocks.0.att.output.weight", f32::NAN),
+        ("head.weight", 70_000.0),
+        ("emb.weight", f32::NEG_INFINITY),
+        ("blocks.1.ln2.bias", f32::NAN),
+    ] {
+        random_model(folder.path(), 12, KINDS[5].1);
+        let path = folder.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let view = checkpoint.get(name).unwrap();
+        let at = bytes.windows(64).position(|window| window == &view.bytes[..64]).unwrap();
+        drop(checkpoint);
+        bytes[at + 40..at + 44].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        for format in [WeightFormat::F16, WeightFormat::Q8] {
+            let refused = |device| {
+                let options = LoadOptions { format: Some(format), device, ..LoadOptions::default() };
+                Model::load(folder.path(), &options).err().map(|error| error.to_string())
+            };
+            let found = refused(DeviceChoice::Cuda(0));
+            assert_eq!(found, refused(DeviceChoice::Cpu), "{name} {value}");
+            assert!(found.is_some() || value == 70_000.0, "{name} {value}");
+        }
     }
 }
 

@@ -83,6 +83,12 @@ pub fn random_model(folder: &Path, seed: u64, extra: &str) {
 
 /// The same; learned decays are sigmoids of numbers between -`decay` and `decay`.
 pub fn random_model_with(folder: &Path, seed: u64, extra: &str, decay: f32) {
+    random_model_of([VOCAB, HIDDEN, WIDE, LAYERS], folder, seed, extra, decay);
+}
+
+/// The same of another shape: vocabulary, hidden and intermediate size, layers.
+pub fn random_model_of(shape: [usize; 4], folder: &Path, seed: u64, extra: &str, decay: f32) {
+    let [vocab, hidden, wide, layers] = shape;
     let mut random = Random(seed);
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
@@ -90,39 +96,39 @@ pub fn random_model_with(folder: &Path, seed: u64, extra: &str, decay: f32) {
         let data = (0..len).map(|_| offset + scale * random.signed()).collect();
         tensors.insert(name, (shape.to_vec(), data));
     };
-    add("emb.weight".into(), &[VOCAB, HIDDEN], 1.0, 0.0);
-    add("head.weight".into(), &[VOCAB, HIDDEN], 0.3, 0.0);
+    add("emb.weight".into(), &[vocab, hidden], 1.0, 0.0);
+    add("head.weight".into(), &[vocab, hidden], 0.3, 0.0);
     let mut norms = vec!["blocks.0.ln0".to_string(), "ln_out".to_string()];
-    for i in 0..LAYERS {
+    for i in 0..layers {
         norms.extend([format!("blocks.{i}.ln1"), format!("blocks.{i}.ln2")]);
         let ffn_pre = extra.contains("rwkv-ffnpre") && i == 0;
         for part in if ffn_pre { ["ffnPre", "ffn"] } else { ["att", "ffn"] } {
             let prefix = format!("blocks.{i}.{part}");
-            add(format!("{prefix}.time_mix_k"), &[1, 1, HIDDEN], 0.5, 0.5);
-            add(format!("{prefix}.time_mix_r"), &[1, 1, HIDDEN], 0.5, 0.5);
-            add(format!("{prefix}.receptance.weight"), &[HIDDEN, HIDDEN], 0.3, 0.0);
+            add(format!("{prefix}.time_mix_k"), &[1, 1, hidden], 0.5, 0.5);
+            add(format!("{prefix}.time_mix_r"), &[1, 1, hidden], 0.5, 0.5);
+            add(format!("{prefix}.receptance.weight"), &[hidden, hidden], 0.3, 0.0);
             if part == "att" {
-                add(format!("{prefix}.time_mix_v"), &[1, 1, HIDDEN], 0.5, 0.5);
-                add(format!("{prefix}.time_decay"), &[HIDDEN], 3.0, -1.0);
-                add(format!("{prefix}.time_first"), &[HIDDEN], 1.0, 0.0);
+                add(format!("{prefix}.time_mix_v"), &[1, 1, hidden], 0.5, 0.5);
+                add(format!("{prefix}.time_decay"), &[hidden], 3.0, -1.0);
+                add(format!("{prefix}.time_first"), &[hidden], 1.0, 0.0);
                 for matrix in ["key", "value"] {
-                    add(format!("{prefix}.{matrix}.weight"), &[HIDDEN, HIDDEN], 0.3, 0.0);
+                    add(format!("{prefix}.{matrix}.weight"), &[hidden, hidden], 0.3, 0.0);
                 }
-                add(format!("{prefix}.output.weight"), &[HIDDEN, HIDDEN], 1.0, 0.0);
+                add(format!("{prefix}.output.weight"), &[hidden, hidden], 1.0, 0.0);
             } else {
-                add(format!("{prefix}.key.weight"), &[WIDE, HIDDEN], 0.2, 0.0);
-                add(format!("{prefix}.value.weight"), &[HIDDEN, WIDE], 0.2, 0.0);
+                add(format!("{prefix}.key.weight"), &[wide, hidden], 0.2, 0.0);
+                add(format!("{prefix}.value.weight"), &[hidden, wide], 0.2, 0.0);
             }
         }
     }
     for norm in norms {
-        add(format!("{norm}.weight"), &[HIDDEN], 0.3, 1.0);
-        add(format!("{norm}.bias"), &[HIDDEN], 0.2, 0.0);
+        add(format!("{norm}.weight"), &[hidden], 0.3, 1.0);
+        add(format!("{norm}.bias"), &[hidden], 0.2, 0.0);
     }
     if extra.contains("plif") {
         // Last, so that a model with and one without a learned decay agree in all other tensors.
-        for (i, site) in (0..LAYERS).flat_map(|i| [(i, "lif1"), (i, "lif2")]) {
-            add(format!("blocks.{i}.{site}.w"), &[HIDDEN], decay, 0.0);
+        for (i, site) in (0..layers).flat_map(|i| [(i, "lif1"), (i, "lif2")]) {
+            add(format!("blocks.{i}.{site}.w"), &[hidden], decay, 0.0);
         }
     }
     let bytes: BTreeMap<&String, (&Vec<usize>, Vec<u8>)> = tensors
@@ -135,7 +141,7 @@ pub fn random_model_with(folder: &Path, seed: u64, extra: &str, decay: f32) {
         .collect();
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     let config = format!(
-        r#"{{"vocab_size": {VOCAB}, "hidden_size": {HIDDEN}, "num_hidden_layers": {LAYERS}, "intermediate_size": {WIDE}, {extra}}}"#
+        r#"{{"vocab_size": {vocab}, "hidden_size": {hidden}, "num_hidden_layers": {layers}, "intermediate_size": {wide}, {extra}}}"#
     );
     std::fs::write(folder.join("config.json"), config).unwrap();
 }
