@@ -9,7 +9,7 @@ use super::CudaModel;
 use super::draw::DeviceSampler;
 use super::driver::{Buffer, Device, Graph};
 use super::narrow::{Driver, PassMemory, Workspace};
-use super::pass::{Description, MAX_TOKENS, PASS_BYTES, Piece, cut};
+use super::pass::{Description, MAX_TOKENS, PASS_BYTES};
 use super::slots::Slots;
 use super::wide::{Wide, WidePass};
 use crate::backend::{DrawSpec, Drawn, PassRow, Runner, check_rows};
@@ -40,8 +40,6 @@ pub struct CudaRunner {
     /// Lines that the last launch of phases has left in the memory of `wide`, if it was of many tokens, else of `work`.
     lines: usize,
     many: bool,
-    /// Whether those of earlier ones of the same pass are here already: then these belong behind them.
-    continued: bool,
     logits: Vec<f32>,
     hidden: Vec<f32>,
 }
@@ -100,7 +98,6 @@ impl CudaRunner {
             sampler: DeviceSampler::new(&device)?,
             lines: 0,
             many: false,
-            continued: false,
             logits: Vec::new(),
             hidden: Vec::new(),
             device,
@@ -114,12 +111,10 @@ impl CudaRunner {
         self.driver = driver;
     }
 
-    /// A pass of a few tokens: rows, or pieces of rows.
-    fn narrow(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+    /// The pass of a few tokens that was described.
+    fn narrow(&mut self) -> Result<()> {
         let narrow = of(&self.model).narrow();
-        self.description.fill(pieces, &self.slots, self.arrived);
         let (tokens, lines) = (self.description.tokens(), self.description.lines());
-        self.device.write(&self.pass, 0, self.description.bytes())?;
         let memory =
             PassMemory { pass: self.pass.pointer(), work: self.work.pointers(), barrier: self.work.barrier.pointer() };
         match self.driver {
@@ -141,18 +136,16 @@ impl CudaRunner {
         Ok(())
     }
 
-    /// A pass of many tokens.
-    fn wide(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
-        self.description.fill(pieces, &self.slots, self.arrived);
+    /// The pass of many tokens that was described.
+    fn wide(&mut self) -> Result<()> {
         let (tokens, rows, lines) = (self.description.tokens(), self.description.rows(), self.description.lines());
-        self.device.write(&self.pass, 0, self.description.bytes())?;
         let pass = WidePass { pass: self.pass.pointer(), tokens, rows, lines };
-        self.wide.run(of(&self.model).phases(), &pass)?;
+        self.wide.run(of(&self.model).phases(), &pass, self.driver != Driver::Chain)?;
         (self.lines, self.many) = (lines, true);
         Ok(())
     }
 
-    /// Waits for the last pass, and adds its logits to those that are here.
+    /// Waits for the last pass, and brings its logits here.
     fn fetch_logits(&mut self) -> Result<()> {
         let [from, _] = left(&self.work, self.wide.lines().filter(|_| self.many));
         append(&self.device, from, self.lines * self.model.config().vocab_size, &mut self.logits)?;
@@ -261,26 +254,23 @@ impl Runner for CudaRunner {
         self.logits.clear();
         self.hidden.clear();
         self.lines = 0;
-        self.continued = false;
-        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
-        let few = of(&self.model).narrow().most_tokens();
-        for pieces in cut(rows, if tokens <= few { few } else { MAX_TOKENS }) {
-            // What the piece before has left is about to be written over.
-            self.continued |= self.lines > 0;
-            self.fetch(true, true)?;
-            if tokens <= few { self.narrow(&pieces) } else { self.wide(&pieces) }?;
+        self.description.fill(rows, &self.slots, self.arrived);
+        self.device.write(&self.pass, 0, self.description.bytes())?;
+        match self.description.tokens() {
+            0 => Ok(()),
+            tokens if tokens <= of(&self.model).narrow().most_tokens() => self.narrow(),
+            _ => self.wide(),
         }
-        Ok(())
     }
 
     fn fetch(&mut self, logits: bool, hidden: bool) -> Result<()> {
         if self.lines == 0 {
             return Ok(());
         }
-        if hidden || self.continued {
+        if hidden {
             self.fetch_hidden()?;
         }
-        if logits || self.continued {
+        if logits {
             self.fetch_logits()?;
         }
         self.lines = 0;
@@ -292,7 +282,7 @@ impl Runner for CudaRunner {
     }
 
     fn draw(&mut self, specs: &[DrawSpec], drawn: &mut Vec<Option<Drawn>>) -> Result<()> {
-        if self.continued || self.lines == 0 {
+        if self.lines == 0 {
             drawn.clear();
             drawn.resize(specs.len(), None);
             return Ok(());

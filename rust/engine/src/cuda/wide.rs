@@ -1,12 +1,13 @@
 //! Passes of many tokens: the same phases as [`narrow`](super::narrow), each as two to three launches. `kernels/generate/wide` has the
 //! kernels.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use spikelet_simd::WeightFormat;
 
-use super::driver::{Buffer, Device, Kernel};
+use super::driver::{Buffer, Device, Graph, Kernel};
 use super::narrow::{GATED, Kind, Phase};
 use super::weights::PackedMatrix;
 use crate::error::Result;
@@ -19,6 +20,9 @@ const WARPS: usize = 8;
 const WALKERS: usize = 32;
 /// Tokens that there is memory for at first.
 const FIRST: usize = 32;
+
+/// Recorded passes that are kept at a time.
+const MOST_GRAPHS: usize = 64;
 
 /// Outputs and tokens of a tile.
 #[derive(Clone, Copy)]
@@ -108,6 +112,8 @@ pub struct Wide {
     work: Option<Work>,
     /// Of the lines that were wanted last, `[lines][..]`.
     lines: Option<(usize, [Buffer<f32>; 2])>,
+    /// Passes of one token a row, which come again and again, by tokens and lines. They are of the memory that there is now.
+    graphs: HashMap<(usize, usize), Graph>,
 }
 
 fn whole_blocks(inputs: usize) -> usize {
@@ -256,6 +262,7 @@ impl Wide {
             sizes: Sizes::of(phases),
             work: None,
             lines: None,
+            graphs: HashMap::new(),
         })
     }
 
@@ -264,12 +271,27 @@ impl Wide {
         self.lines.as_ref().map(|(_, buffers)| buffers)
     }
 
-    /// Has the card run a pass that was described to it.
+    /// Has the card run a pass that was described to it. With `record`, as a graph where it is likely to come again.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if there is no room for its activations, or the device is lost.
-    pub fn run(&mut self, phases: &[Phase], pass: &WidePass) -> Result<()> {
+    pub fn run(&mut self, phases: &[Phase], pass: &WidePass, record: bool) -> Result<()> {
         self.make_room(pass)?;
+        if !record || pass.tokens != pass.rows {
+            return self.launches(phases, pass);
+        }
+        let key = (pass.tokens, pass.lines);
+        if !self.graphs.contains_key(&key) {
+            if self.graphs.len() >= MOST_GRAPHS {
+                self.graphs.clear();
+            }
+            let graph = self.device.capture(&mut || self.launches(phases, pass))?;
+            self.graphs.insert(key, graph);
+        }
+        self.graphs[&key].launch()
+    }
+
+    fn launches(&self, phases: &[Phase], pass: &WidePass) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let mut params = work.params(pass);
         if let Some((_, [logits, hidden])) = &self.lines {
@@ -291,11 +313,13 @@ impl Wide {
     /// Takes memory for a pass if there is too little.
     fn make_room(&mut self, pass: &WidePass) -> Result<()> {
         if self.work.as_ref().is_none_or(|work| work.tokens < pass.tokens) {
+            self.graphs.clear();
             self.work = None;
             let tokens = pass.tokens.next_power_of_two().max(FIRST);
             self.work = Some(Work::new(&self.device, &self.sizes, self.integers, tokens)?);
         }
         if self.lines.as_ref().is_none_or(|(lines, _)| *lines < pass.lines) && pass.lines > 0 {
+            self.graphs.clear();
             self.lines = None;
             let lines = pass.lines.next_power_of_two();
             let of = |width: usize| self.device.zeros(lines * width);
