@@ -87,21 +87,35 @@ struct Finish {
         }
     }
 
+    /// Adds up the blocks of an output in order, and then its outliers. Each addition waits for the one before it, so what follows is
+    /// loaded early: three spans at a time.
     __device__ __forceinline__ float sum_blocks(const PackedMatrix &m, const float *units, u32 output, u32 column) const {
+        constexpr u32 AT_ONCE = 3 * SPAN_BLOCKS;
         const auto at = [&](u32 block, u32 line) {
             return units[(block / SPAN_BLOCKS * Plan::LINES + line) * Plan::LINE + block % SPAN_BLOCKS * GROUP + output];
         };
-        float y = 0.0f;
         const u32 blocks = m.blocks();
+        float y = 0.0f;
+        u32 block = 0;
+#pragma unroll 1
+        for (; block + AT_ONCE <= blocks; block += AT_ONCE) {
+            float sum[AT_ONCE], scale[AT_ONCE] = {};
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i) {
+                sum[i] = at(block + i, column);
+                if constexpr (W::INTEGERS) scale[i] = at(block + i, COLUMNS);
+            }
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i) y = W::INTEGERS ? fmaf(scale[i], sum[i], y) : y + sum[i];
+        }
+#pragma unroll 1
+        for (; block < blocks; ++block) {
+            y = W::INTEGERS ? fmaf(at(block, COLUMNS), at(block, column), y) : y + at(block, column);
+        }
         if constexpr (W::INTEGERS) {
-#pragma unroll 4
-            for (u32 b = 0; b < blocks; ++b) y = fmaf(at(b, COLUMNS), at(b, column), y);
             const u32 outliers = m.outlier_blocks();
 #pragma unroll 1
             for (u32 b = 0; b < outliers; ++b) y = y + at(p.spans * SPAN_BLOCKS + b, column);
-        } else {
-#pragma unroll 4
-            for (u32 b = 0; b < blocks; ++b) y = y + at(b, column);
         }
         return y;
     }
