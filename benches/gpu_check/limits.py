@@ -27,7 +27,8 @@ from gpu_check.record import Put, Unit
 SOURCE = Path(__file__).with_name("probes.cu")
 THREADS, CHAINS = 256, 8
 """Constants of the same names in probes.cu."""
-READ, FMA, DOT = "read GB/s", "multiply-add GFLOP/s", "int8 dot GOP/s"
+READ, FMA = "read GB/s", "multiply-add GFLOP/s"
+DOT, TENSOR = "int8 dot GOP/s", "int8 tensor GOP/s"
 LAUNCH, IN_GRAPH, GRAPH, BARRIER = "launch us", "kernel in a graph us", "graph us", "barrier us"
 
 
@@ -131,10 +132,11 @@ def bandwidth(probes: Probes, put: Put) -> None:
 
 
 def arithmetic(probes: Probes, put: Put) -> None:
-    """Multiply-adds, and dot products of four bytes, with eight blocks on each processor."""
+    """Multiply-adds, dot products of four bytes, and bytes on tensor cores: what kernels use."""
     rounds = 4 if probes.dry else 1 << 16
     blocks = 8 * probes.blocks
-    for what, kernel, each in ((FMA, "multiply_add", 2), (DOT, "dot", 8)):
+    # Of a thread: a warp's product is 16 by 8 by 32 multiply-adds.
+    for what, kernel, each in ((FMA, "multiply_add", 2), (DOT, "dot", 8), (TENSOR, "tensor", 256)):
         work = Work(probes.spare, rounds, 0.5)
         operations = each * CHAINS * rounds * THREADS * blocks
 

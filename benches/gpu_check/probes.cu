@@ -1,5 +1,6 @@
 // What a card gives: kernels that do one thing as fast as it goes. Compiled where they run (`limits.py`).
 #include "common.cuh"
+#include "generate/wide/integers.cuh"
 
 namespace {
 
@@ -72,28 +73,32 @@ __device__ void multiply_add(const Work &p) {
     if (sum == -1.0f) *p.to = 1;
 }
 
-__device__ __forceinline__ int dot4(int a, int b, int c) {
-#ifdef SPIKELET_SIMT
-    for (u32 i = 0; i < 32; i += 8) c += int((signed char)(a >> i)) * int((signed char)(b >> i));
-    return c;
-#else
-    int d;
-    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-#endif
-}
 __device__ void dot(const Work &p) {
     int x[CHAINS];
 #pragma unroll
     for (u32 j = 0; j < CHAINS; ++j) x[j] = int(threadIdx.x + j);
-    const int other = int(__float_as_uint(p.factor));
+    const u32 other = __float_as_uint(p.factor);
     for (u32 i = 0; i < p.rounds; ++i) {
 #pragma unroll
-        for (u32 j = 0; j < CHAINS; ++j) x[j] = dot4(x[j], other, x[j]);
+        for (u32 j = 0; j < CHAINS; ++j) x[j] = dot4(u32(x[j]), other, x[j]);
     }
     int sum = 0;
 #pragma unroll
     for (u32 j = 0; j < CHAINS; ++j) sum += x[j];
+    if (sum == -1) *p.to = 1;
+}
+
+/// Products of 16 by 32 with 32 by 8 bytes, a warp each.
+__device__ void tensor(const Work &p) {
+    int sums[CHAINS][4] = {};
+    const u32 a = threadIdx.x * 0x01010101u, b = __float_as_uint(p.factor);
+    for (u32 i = 0; i < p.rounds; ++i) {
+#pragma unroll
+        for (u32 j = 0; j < CHAINS; ++j) multiply_bytes(sums[j], a, a + i, a + j, a ^ i, b, b + i);
+    }
+    int sum = 0;
+#pragma unroll
+    for (u32 j = 0; j < CHAINS; ++j) sum += sums[j][0] + sums[j][1] + sums[j][2] + sums[j][3];
     if (sum == -1) *p.to = 1;
 }
 
@@ -113,4 +118,5 @@ KERNEL(probe_read, THREADS, Read, read)
 KERNEL(probe_nothing, THREADS, Nothing, nothing)
 KERNEL(probe_multiply_add, THREADS, Work, multiply_add)
 KERNEL(probe_dot, THREADS, Work, dot)
+KERNEL(probe_tensor, THREADS, Work, tensor)
 KERNEL(probe_barrier, THREADS, Barrier, barrier)

@@ -33,7 +33,9 @@ from gpu_check.record import Put, Unit
 EAGER, GRAPH, COMPILED = "torch", "torch, CUDA graph", "torch.compile, CUDA graph"
 OPERATORS = "torch with training operators"
 ROWS = (1, 8, 64, 256)
-PASSES = (1, 2, 3, 4, 5, 6, 8, 16, 64)
+FEW = 8
+"""Tokens of passes that take the engine's narrow path; the others have tensor cores for bytes."""
+PASSES = (1, 2, 3, 4, 5, 6, 8, 9, 16, 64)
 PROMPTS = (512, 2048)
 
 
@@ -89,10 +91,11 @@ def bound(
 ) -> float | None:  # fmt: skip
     """Seconds of a pass over `tokens` tokens of each row, if only memory or arithmetic counted."""
     read = given.get(limits.READ)
-    peak = given.get(limits.DOT if dtype == "q8" else limits.FMA)
+    count = rows * tokens
+    bytes_peak = limits.DOT if count <= FEW else limits.TENSOR
+    peak = given.get(bytes_peak if dtype == "q8" else limits.FMA)
     if read is None or peak is None:
         return None
-    count = rows * tokens
     size = shapes.bytes_read(shape, dtype, 1.0, count) + 2 * rows * models.state_bytes(shape)
     work = 2 * shape.multiply_adds(count, count if lines is None else lines)
     return max(size / 1e9 / read, work / 1e9 / peak)

@@ -207,7 +207,7 @@ def test_random_models_are_written_as_they_are_described(tmp_path: Path) -> None
 def test_the_bound_of_a_pass_is_memory_or_arithmetic() -> None:
     speed, limits, models = module("speed"), module("limits"), module("models")
     shape = models.SPIKEGPT_216M
-    given = {limits.READ: 4000.0, limits.FMA: 59e3, limits.DOT: 200e3}
+    given = {limits.READ: 4000.0, limits.FMA: 59e3, limits.DOT: 200e3, limits.TENSOR: 1e6}
     alone = speed.bound(shape, "bf16", given)
     assert alone == pytest.approx(1e-6 * 89, rel=0.05)
     assert speed.bound(shape, "bf16", given, rows=8) < 1.1 * alone
