@@ -1,4 +1,4 @@
-"""Every Python snippet of README.md and docs/ runs."""
+"""Every Python snippet of README.md and docs/ runs; those for a GPU on the emulated driver."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from gpu import emulator
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +37,9 @@ def test_there_are_snippets() -> None:
 def test_snippet(name: str, code: str, tmp_path: Path) -> None:
     if "spikelet.training" in code:
         pytest.importorskip("torch")
+    if 'device="cuda' in code:
+        library = str(emulator.build(private=False))
+        code = f"import ctypes\nctypes.CDLL({library!r}, ctypes.RTLD_GLOBAL)\n{code}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
@@ -44,6 +49,17 @@ def test_snippet(name: str, code: str, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+
+
+def test_errors_on_the_page_of_gpus_are_those_of_the_engine() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text().partition("\n## Errors")[2].partition("\n## ")[0]
+    engine = ROOT / "rust" / "engine" / "src"
+    files = [engine / "model" / "device.rs", *engine.glob("cuda/**/*.rs")]
+    source = "".join(file.read_text() for file in files)
+    told = re.findall(r"^(?:\| )?`([^`]+)` (?:\||is an)", page, re.MULTILINE)
+    assert len(told) == 9
+    for text in told:
+        assert text in source, text
 
 
 def test_links_lead_somewhere() -> None:
