@@ -1,5 +1,6 @@
 // Draws a token from each of some lines of logits, the one that the CPU's sampler draws (rust/engine/src/sampler), and what
-// its log probability is made of. Two blocks to a line: one draws, the other sums.
+// its log probability is made of. Several blocks draw from a line, each looking at its part of the tokens. They wait for each
+// other, so all of them must run at once (a cooperative launch), but where there is one to a line. One more block sums.
 //
 // Top-k and top-p keep the best by rank up to some rank. That is found by a histogram over scores, and by ranking the tokens
 // of the one bin that it falls into. Where that bin holds too many, the host draws.
@@ -7,7 +8,7 @@
 #include "generate/arithmetic.cuh"
 #include "generate/race.cuh"
 
-constexpr u32 DRAW_THREADS = 512;
+constexpr u32 DRAW_THREADS = 256;
 constexpr u32 DRAW_WARPS = DRAW_THREADS / WARP_LANES;
 constexpr u32 BINS = 1024;
 /// Bins for each natural logarithm that a weight is below the greatest.
@@ -16,6 +17,8 @@ constexpr float BINS_PER_SCORE = 32.0f;
 constexpr u32 RANKED = 1024;
 /// Elements that are summed in one go.
 constexpr u32 TILE = 1024;
+/// Most blocks that draw from one line.
+constexpr u32 MOST_PARTS = 32;
 constexpr u64 NO_LIMIT = ~0ull;
 
 constexpr u32 GREEDY = 1;
@@ -51,14 +54,32 @@ struct Drawn {
     u32 unused;
 };
 
+/// What the blocks of a line tell each other. All zero before a launch and after it, but for the lists.
+struct Board {
+    u32 arrived, done;
+    /// Lengths of the lists.
+    u32 listed[2];
+    float greatest[MOST_PARTS];
+    u32 bad[MOST_PARTS];
+    double best[MOST_PARTS];
+    u32 ids[MOST_PARTS];
+    u32 counts[BINS];
+    u64 units[BINS];
+    u64 ranks[2][RANKED], weights[2][RANKED];
+};
+static_assert(sizeof(Board) == 45712, "as long as the host thinks");
+
 struct Draw {
     const DrawSpec *specs;
     const float *logits;
     Drawn *drawn;
+    /// One for each spec.
+    Board *boards;
     /// A word that the host wants to see, or null.
     const u32 *stuck;
     u32 vocab;
-    u32 unused;
+    /// Blocks that draw from a line.
+    u32 parts;
 };
 
 #ifdef SPIKELET_SIMT
@@ -69,8 +90,35 @@ __device__ __forceinline__ void add_to(u64 *at, u64 value) { atomicAdd(at, value
 __device__ __forceinline__ double whole_above(double x) { return ceil(x); }
 #endif
 
+/// What another block may have written.
+template <class T>
+__device__ __forceinline__ T seen(const T &at) {
+    return *static_cast<const volatile T *>(&at);
+}
+
 __device__ __forceinline__ u32 warp_lane() { return threadIdx.x % WARP_LANES; }
 __device__ __forceinline__ u32 warp_number() { return threadIdx.x / WARP_LANES; }
+
+/// This block among those of its line.
+struct Team {
+    Board *board;
+    u32 part, parts, target;
+
+    /// The first token that a thread looks at, and how far it is to the next.
+    __device__ __forceinline__ u32 first() const { return part * DRAW_THREADS + threadIdx.x; }
+    __device__ __forceinline__ u32 stride() const { return parts * DRAW_THREADS; }
+
+    /// Waits for the others; what they wrote to the board can be seen then.
+    __device__ __forceinline__ void meet() {
+        __syncthreads();
+        target += parts;
+        if (parts > 1 && threadIdx.x == 0) {
+            arrive(&board->arrived);
+            await(&board->arrived, target);
+        }
+        __syncthreads();
+    }
+};
 
 /// A weight in whole numbers, 2^44 of which are 1, to the nearest.
 __device__ __forceinline__ u64 units_of(float weight) {
@@ -87,13 +135,13 @@ __device__ __forceinline__ u32 bin_of(float score) {
     return place < float(BINS - 1) ? u32(place) : BINS - 1;
 }
 
-/// The greatest of a line's first `len` logits, and whether all of them are finite, for every thread of the block.
-__device__ __forceinline__ float survey(const float *x, u32 len, bool &finite) {
+/// The greatest of every `stride`th of a line's first `len` logits, and whether all of them are finite, for all of the block.
+__device__ __forceinline__ float survey(const float *x, u32 first, u32 stride, u32 len, bool &finite) {
     SHARED(float, greatest, DRAW_WARPS);
     SHARED(u32, bad, DRAW_WARPS);
     float most = __uint_as_float(0xff800000u);
     float zeros = 0.0f;
-    for (u32 i = threadIdx.x; i < len; i += DRAW_THREADS) {
+    for (u32 i = first; i < len; i += stride) {
         const float v = x[i];
         most = v > most ? v : most;
         zeros = zeros + v * 0.0f;
@@ -116,6 +164,22 @@ __device__ __forceinline__ float survey(const float *x, u32 len, bool &finite) {
         any |= bad[w];
     }
     finite = any == 0;
+    return most;
+}
+
+/// The same of a whole line, by all of its blocks.
+__device__ __forceinline__ float survey_together(Team &team, const float *x, u32 len, bool &finite) {
+    float most = survey(x, team.first(), team.stride(), len, finite);
+    if (threadIdx.x == 0) {
+        team.board->greatest[team.part] = most;
+        team.board->bad[team.part] = !finite;
+    }
+    team.meet();
+    for (u32 part = 0; part < team.parts; ++part) {
+        const float other = seen(team.board->greatest[part]);
+        most = other > most ? other : most;
+        finite = finite && seen(team.board->bad[part]) == 0;
+    }
     return most;
 }
 
@@ -180,12 +244,11 @@ __device__ __forceinline__ bool find_bin(const Histogram &bins, bool by_units, u
 }
 
 /// The rank of the token that brings `wanted` together, best ranks first, and the units up to it. False: its bin holds too many.
-__device__ __forceinline__ bool find_rank(const Scores &scores, const Histogram &bins, bool by_units, u64 wanted,
-                                          u64 &limit, u64 &units_up_to) {
+__device__ __forceinline__ bool find_rank(Team &team, const Scores &scores, const Histogram &bins, bool by_units,
+                                          u64 wanted, u64 &limit, u64 &units_up_to) {
     SHARED(u64, ranks, RANKED);
     SHARED(u64, weights, RANKED);
     SHARED(u64, answer, 2);
-    SHARED(u32, length, 1);
     u32 bin;
     u64 tokens, units;
     if (!find_bin(bins, by_units, wanted, bin, tokens, units)) {
@@ -195,16 +258,20 @@ __device__ __forceinline__ bool find_rank(const Scores &scores, const Histogram 
     }
     const u32 count = bins.counts[bin];
     if (count > RANKED) return false;
-    if (threadIdx.x == 0) length[0] = 0;
-    __syncthreads();
-    for (u32 id = threadIdx.x; id < scores.len; id += DRAW_THREADS) {
+    Board &board = *team.board;
+    for (u32 id = team.first(); id < scores.len; id += team.stride()) {
         const float score = scores.of(id);
         const float weight = exp_exact(score);
         if (weight > 0.0f && bin_of(score) == bin) {
-            const u32 place = atomicAdd(&length[0], 1u);
-            ranks[place] = rank_of(score, id);
-            weights[place] = units_of(weight);
+            const u32 place = atomicAdd(&board.listed[by_units], 1u);
+            board.ranks[by_units][place] = rank_of(score, id);
+            board.weights[by_units][place] = units_of(weight);
         }
+    }
+    team.meet();
+    for (u32 i = threadIdx.x; i < count; i += DRAW_THREADS) {
+        ranks[i] = seen(board.ranks[by_units][i]);
+        weights[i] = seen(board.weights[by_units][i]);
     }
     __syncthreads();
     for (u32 i = threadIdx.x; i < count; i += DRAW_THREADS) {
@@ -230,7 +297,7 @@ __device__ __forceinline__ bool find_rank(const Scores &scores, const Histogram 
 }
 
 /// The last rank that top-k and top-p keep. False: the host must find it.
-__device__ __forceinline__ bool filter(const Scores &scores, const DrawSpec &spec, u64 &limit) {
+__device__ __forceinline__ bool filter(Team &team, const Scores &scores, const DrawSpec &spec, u64 &limit) {
     SHARED(u32, counts, BINS);
     SHARED(u64, units, BINS);
     limit = NO_LIMIT;
@@ -240,7 +307,7 @@ __device__ __forceinline__ bool filter(const Scores &scores, const DrawSpec &spe
         units[i] = 0;
     }
     __syncthreads();
-    for (u32 id = threadIdx.x; id < scores.len; id += DRAW_THREADS) {
+    for (u32 id = team.first(); id < scores.len; id += team.stride()) {
         const float score = scores.of(id);
         const float weight = exp_exact(score);
         if (weight > 0.0f) {
@@ -250,13 +317,25 @@ __device__ __forceinline__ bool filter(const Scores &scores, const DrawSpec &spe
         }
     }
     __syncthreads();
+    for (u32 i = threadIdx.x; i < BINS; i += DRAW_THREADS) {
+        if (counts[i] > 0) {
+            atomicAdd(&team.board->counts[i], counts[i]);
+            add_to(&team.board->units[i], units[i]);
+        }
+    }
+    team.meet();
+    for (u32 i = threadIdx.x; i < BINS; i += DRAW_THREADS) {
+        counts[i] = seen(team.board->counts[i]);
+        units[i] = seen(team.board->units[i]);
+    }
+    __syncthreads();
     const Histogram bins = {counts, units};
     u64 total = 0; // by every warp for itself
     for (u32 i = warp_lane(); i < BINS; i += WARP_LANES) total += units[i];
     for (u32 half = WARP_LANES / 2; half > 0; half /= 2) total += __shfl_xor_sync(ALL_LANES, total, half);
     u64 k_limit = NO_LIMIT, up_to = 0;
     if (spec.top_k > 0) {
-        if (!find_rank(scores, bins, false, spec.top_k, k_limit, up_to)) return false;
+        if (!find_rank(team, scores, bins, false, spec.top_k, k_limit, up_to)) return false;
         // Where the temperature comes first, so does top-k, and top-p is a share of what that leaves.
         if (k_limit != NO_LIMIT && !(spec.flags & LATE_TEMPERATURE)) total = up_to;
     }
@@ -264,17 +343,17 @@ __device__ __forceinline__ bool filter(const Scores &scores, const DrawSpec &spe
     if (spec.top_p < 1.0f) {
         const u64 enough = u64(whole_above(double(spec.top_p) * double(total)));
         u64 p_limit;
-        if (!find_rank(scores, bins, true, enough > 0 ? enough : 1, p_limit, up_to)) return false;
+        if (!find_rank(team, scores, bins, true, enough > 0 ? enough : 1, p_limit, up_to)) return false;
         limit = p_limit < limit ? p_limit : limit;
     }
     return true;
 }
 
-/// The first of the likeliest tokens.
-__device__ __forceinline__ u32 first_of_greatest(const float *x, u32 len, float greatest) {
+/// The first of the block's likeliest tokens.
+__device__ __forceinline__ u32 first_of_greatest(const Team &team, const float *x, u32 len, float greatest) {
     SHARED(u32, first, DRAW_WARPS);
     u32 least = ~0u;
-    for (u32 id = threadIdx.x; id < len && least == ~0u; id += DRAW_THREADS) least = x[id] >= greatest ? id : ~0u;
+    for (u32 id = team.first(); id < len && least == ~0u; id += team.stride()) least = x[id] >= greatest ? id : ~0u;
     for (u32 half = WARP_LANES / 2; half > 0; half /= 2) {
         const u32 other = __shfl_xor_sync(ALL_LANES, least, half);
         least = other < least ? other : least;
@@ -286,14 +365,14 @@ __device__ __forceinline__ u32 first_of_greatest(const float *x, u32 len, float 
     return least;
 }
 
-/// Who wins among the tokens up to a rank.
-__device__ __forceinline__ u32 winner(const Scores &scores, const DrawSpec &spec, u64 limit) {
+/// Who wins among the block's tokens up to a rank.
+__device__ __forceinline__ Lead winner(const Team &team, const Scores &scores, const DrawSpec &spec, u64 limit) {
     SHARED(double, best, DRAW_WARPS);
     SHARED(u32, ids, DRAW_WARPS);
     Lead lead;
     // With filters before it the temperature has not touched the scores yet.
     const bool late = (spec.flags & LATE_TEMPERATURE) != 0;
-    for (u32 block = threadIdx.x; 4 * block < scores.len; block += DRAW_THREADS) {
+    for (u32 block = team.first(); 4 * block < scores.len; block += team.stride()) {
         u32 words[4];
         philox(spec.race, block, words);
 #pragma unroll
@@ -318,24 +397,45 @@ __device__ __forceinline__ u32 winner(const Scores &scores, const DrawSpec &spec
     }
     __syncthreads();
     for (u32 w = 0; w < DRAW_WARPS; ++w) lead.join(best[w], ids[w]);
-    return lead.id;
+    return lead;
 }
 
-__device__ __forceinline__ void draw_token(const float *x, const DrawSpec &spec, Drawn &drawn) {
+/// What one block makes of its part, and the last one of all parts.
+__device__ __forceinline__ void draw_token(Team team, const float *x, const DrawSpec &spec, const u32 *stuck, Drawn &drawn) {
+    SHARED(u32, is_last, 1);
+    Board &board = *team.board;
     bool finite;
-    const float greatest = survey(x, spec.known, finite);
-    u32 id = ~0u;
+    const float greatest = survey_together(team, x, spec.known, finite);
+    Lead lead;
     if (finite && (spec.flags & GREEDY)) {
-        id = first_of_greatest(x, spec.known, greatest);
+        lead.id = first_of_greatest(team, x, spec.known, greatest);
     } else if (finite) {
         const Scores scores = {x, spec.known, greatest, spec.flags & LATE_TEMPERATURE ? 1.0f : spec.temperature};
         u64 limit;
-        if (filter(scores, spec, limit)) id = winner(scores, spec, limit);
+        if (filter(team, scores, spec, limit)) lead = winner(team, scores, spec, limit);
     }
     if (threadIdx.x == 0) {
+        board.best[team.part] = lead.score;
+        board.ids[team.part] = lead.id;
+        __threadfence();
+        is_last[0] = atomicAdd(&board.done, 1u) == team.parts - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    if (is_last[0] == 0) return;
+    if (threadIdx.x == 0) {
+        for (u32 part = 0; part < team.parts; ++part) lead.join(seen(board.best[part]), seen(board.ids[part]));
+        const u32 id = lead.id;
         drawn.id = id;
         drawn.trouble = id == ~0u;
         drawn.logit = id == ~0u ? 0.0f : x[id];
+        drawn.stuck = stuck ? *stuck : 0;
+        board.arrived = board.done = board.listed[0] = board.listed[1] = 0;
+    }
+    // For the next launch. Nobody looks at it any more in this one.
+    for (u32 i = threadIdx.x; i < BINS; i += DRAW_THREADS) {
+        board.counts[i] = 0;
+        board.units[i] = 0;
     }
 }
 
@@ -343,7 +443,7 @@ __device__ __forceinline__ void draw_token(const float *x, const DrawSpec &spec,
 __device__ __forceinline__ void sum_weights(const float *x, u32 vocab, Drawn &drawn) {
     SHARED(float, tiles, 2 * TILE);
     bool finite;
-    const float greatest = survey(x, vocab, finite);
+    const float greatest = survey(x, threadIdx.x, DRAW_THREADS, vocab, finite);
     float sum = 0.0f;
     for (u32 start = 0, turn = 0; start < vocab; start += TILE, turn ^= 1) {
         float *const tile = tiles + turn * TILE;
@@ -368,12 +468,12 @@ __device__ __forceinline__ void sum_weights(const float *x, u32 vocab, Drawn &dr
 }
 
 __device__ __forceinline__ void draw(const Draw &p) {
-    const DrawSpec spec = p.specs[blockIdx.x / 2];
-    Drawn &drawn = p.drawn[blockIdx.x / 2];
+    const u32 index = blockIdx.x / (p.parts + 1), part = blockIdx.x % (p.parts + 1);
+    const DrawSpec spec = p.specs[index];
+    Drawn &drawn = p.drawn[index];
     const float *const x = p.logits + u64(spec.line) * p.vocab;
-    if (blockIdx.x % 2 == 0) {
-        if (threadIdx.x == 0) drawn.stuck = p.stuck ? *p.stuck : 0;
-        draw_token(x, spec, drawn);
+    if (part < p.parts) {
+        draw_token({p.boards + index, part, p.parts, 0}, x, spec, p.stuck, drawn);
     } else {
         sum_weights(x, p.vocab, drawn);
     }

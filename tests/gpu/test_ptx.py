@@ -16,7 +16,8 @@ from kernels import build_ptx
 BUDGET = {
     # A block of 384 threads has a multiprocessor for itself: as many as there are.
     "spk_narrow": 168,
-    "spk_draw": 80,
+    # Two blocks to a multiprocessor, of which a line has no use for more.
+    "spk_draw": 96,
     # Tiles live in registers; two blocks of 128 threads find room.
     "spk_wide_product": 232,
     "spk_wide_embed": 48,

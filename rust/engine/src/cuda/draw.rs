@@ -51,10 +51,16 @@ struct Params {
     specs: u64,
     logits: u64,
     drawn: u64,
+    boards: u64,
     stuck: u64,
     vocab: u32,
-    unused: u32,
+    parts: u32,
 }
+
+/// Bytes of `Board`, in which the blocks of a line tell each other what they found.
+const BOARD: usize = 45712;
+/// Most blocks that draw from one line.
+const MOST_PARTS: u32 = 32;
 
 /// Draws from lines of logits in a card's memory.
 pub struct DeviceSampler {
@@ -62,6 +68,10 @@ pub struct DeviceSampler {
     kernel: Kernel,
     specs: Buffer<u8>,
     found: Buffer<u8>,
+    /// Zeros between launches.
+    boards: Buffer<u8>,
+    /// Blocks that the card runs at once.
+    resident: u32,
     /// What goes there and comes back.
     host_specs: Vec<Spec>,
     host_found: Vec<Found>,
@@ -73,8 +83,11 @@ impl DeviceSampler {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if it has no room, or is lost.
     pub fn new(device: &Arc<Device>) -> Result<Self> {
+        let kernel = device.kernel("spk_draw")?;
         Ok(Self {
-            kernel: device.kernel("spk_draw")?,
+            resident: device.resident_blocks(&kernel, 0)?,
+            kernel,
+            boards: device.zeros(LINES * BOARD)?,
             specs: device.zeros(LINES * size_of::<Spec>())?,
             found: device.zeros(LINES * size_of::<Found>())?,
             host_specs: Vec::with_capacity(LINES),
@@ -104,6 +117,7 @@ impl DeviceSampler {
         if specs.is_empty() {
             return Ok(false);
         }
+        let parts = self.parts(specs.len());
         let Self { device, host_specs, host_found, .. } = self;
         host_specs.clear();
         host_specs.extend(specs.iter().map(|spec| {
@@ -117,24 +131,39 @@ impl DeviceSampler {
             let lines = specs.len().next_power_of_two();
             self.specs = device.zeros(lines * size_of::<Spec>())?;
             self.found = device.zeros(lines * size_of::<Found>())?;
+            self.boards = device.zeros(lines * BOARD)?;
         }
         device.write(&self.specs, 0, going)?;
         let params = Params {
             specs: self.specs.pointer(),
             logits: logits.pointer(),
             drawn: self.found.pointer(),
+            boards: self.boards.pointer(),
             stuck: stuck.map_or(0, |(words, index)| words.pointer_at(index)),
             vocab: vocab as u32,
-            unused: 0,
+            parts,
         };
-        // SAFETY: there is a spec and an answer for every two blocks, and the lines and the word that they name are there.
+        let blocks = (parts + 1) * specs.len() as u32;
+        // SAFETY: there is a spec, an answer and a board for all blocks of a line, and the lines and the word that they name are there.
         #[allow(unsafe_code)]
         unsafe {
-            device.launch(&self.kernel, 2 * specs.len() as u32, 0, &params)?;
+            match parts {
+                1 => device.launch(&self.kernel, blocks, 0, &params)?,
+                _ => device.launch_cooperative(&self.kernel, blocks, 0, &params)?,
+            }
         }
         device.read(&self.found, 0, coming)?;
         drawn.extend(host_found.iter().map(Found::outcome));
         Ok(host_found.iter().any(|found| found.stuck != 0))
+    }
+}
+
+impl DeviceSampler {
+    /// Blocks that draw from each of so many lines, beside the one that sums: all together half of those that run at once, which is more than
+    /// enough.
+    fn parts(&self, lines: usize) -> u32 {
+        let each = self.resident as usize / 2 / lines;
+        (each.saturating_sub(1) as u32).clamp(1, MOST_PARTS)
     }
 }
 
