@@ -60,7 +60,7 @@ class Part:
 
 
 PARTS = (
-    Part("machine", 40, "doctor, the card and its clocks, time to compile PTX and to load"),
+    Part("machine", 60, "doctor, the card and its clocks, time to compile PTX and to load"),
     Part("exact", 130, "logits, states and texts on the GPU have the bits of the CPU's"),
     Part("training", 60, "operators of training against plain torch and the CPU; their speed"),
     Part("sanitize", 75, "compute-sanitizer on a small model: memory, races, barriers"),

@@ -10,7 +10,7 @@ from typing import Any
 FIELDS = (
     "name", "driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.mem",
     "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu", "pstate",
-    "ecc.mode.current", "mig.mode.current", "persistence_mode", "clocks_throttle_reasons.active",
+    "ecc.mode.current", "mig.mode.current", "persistence_mode",
 )  # fmt: skip
 CHANGING = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
@@ -24,6 +24,11 @@ def ask(fields: tuple[str, ...] = FIELDS) -> dict[str, str]:
         return {}
     values = done.stdout.strip().splitlines()[:1]
     return dict(zip(fields, (word.strip() for word in ",".join(values).split(",")), strict=False))
+
+
+def describe() -> dict[str, str]:
+    """Return all of it, or what every driver knows: one unknown field spoils a question."""
+    return ask() or ask(("name", "driver_version", "memory.total"))
 
 
 def now() -> dict[str, str]:
@@ -41,7 +46,7 @@ def machine(device: str, dry: bool) -> dict[str, Any]:
     """Return all that a figure has to be read with."""
     import harness
 
-    found = {**harness.machine(), "device": device, "dry": dry, "card": ask()}
+    found = {**harness.machine(), "device": device, "dry": dry, "card": describe()}
     found["commit"] = os.environ.get("GPU_CHECK_COMMIT") or found["commit"]
     try:
         import torch

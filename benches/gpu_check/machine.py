@@ -49,14 +49,14 @@ def run(command: list[str], more: dict[str, str]) -> subprocess.CompletedProcess
 
 def first_token(context: Context, put: Put) -> None:
     """Seconds of a fresh process: with nothing compiled, and with the driver's cache filled."""
-    for model in [GOLDEN] if context.dry else [GOLDEN, "bundled"]:
-        with tempfile.TemporaryDirectory() as cache:
-            for state in ("PTX compiled", "PTX from the driver's cache"):
-                command = [sys.executable, "-c", FIRST_TOKEN, str(model), context.device]
-                done = run(command, {"CUDA_CACHE_PATH": cache, "CUDA_CACHE_MAXSIZE": "1073741824"})
-                times = [float(word) for word in done.stdout.split()]
-                names = ("import", "load", "first_token", "load_again")
-                put(model=Path(model).name, state=state, **dict(zip(names, times, strict=True)))
+    model = GOLDEN if context.dry else "bundled"
+    names = ("import", "load", "first_token", "load_again")
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("PTX compiled", "PTX from the driver's cache"):
+            command = [sys.executable, "-c", FIRST_TOKEN, str(model), context.device]
+            done = run(command, {"CUDA_CACHE_PATH": cache, "CUDA_CACHE_MAXSIZE": "1073741824"})
+            times = [float(word) for word in done.stdout.split()]
+            put(model=Path(model).name, state=state, **dict(zip(names, times, strict=True)))
 
 
 def loading(context: Context, put: Put) -> None:
@@ -76,7 +76,7 @@ def loading(context: Context, put: Put) -> None:
 def units(context: Context) -> list[Unit]:
     """Return what this part does."""
     return [
-        Unit("card", lambda put: put(**card.ask()), 30),
+        Unit("card", lambda put: put(**card.describe()), 30),
         Unit("doctor", doctor, 70),
         Unit("first token", lambda put: first_token(context, put), 150),
         Unit("loading", lambda put: loading(context, put), 60),
