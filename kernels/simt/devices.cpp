@@ -246,7 +246,7 @@ EXPORT Result cuDeviceGetAttribute(int *value, int attribute, int ordinal) {
         case 81: *value = 228 << 10; break;             // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
         case 82: *value = 65536; break;                 // MAX_REGISTERS_PER_MULTIPROCESSOR
         case 95: *value = 1; break;                     // COOPERATIVE_LAUNCH
-        case 97: *value = SHARED_MOST; break;           // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        case 97: *value = int(number("SHARED", SHARED_MOST)); break;  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         case 106: *value = 32; break;                   // MAX_BLOCKS_PER_MULTIPROCESSOR
         case 111: *value = 1024; break;                 // RESERVED_SHARED_MEMORY_PER_BLOCK
         case 115: *value = int(number("POOLS", 1)); break;  // MEMORY_POOLS_SUPPORTED

@@ -8,13 +8,17 @@ struct Finish {
     using Plan = SharedPlan<W, COLUMNS>;
 
     const Phase &p;
-    const Plan &plan;
     const Stage<W, COLUMNS> &stage;
-    const Rounds &rounds;
+    const Plan plan;
+    const Rounds rounds;
+
+    __device__ __forceinline__ Finish(const Phase &p, const Stage<W, COLUMNS> &stage)
+        : p(p), stage(stage), plan(p), rounds(p) {}
 
     /// The block has met: a thread per output and column folds it, and then, where a channel depends on the tokens before, a
     /// thread per channel walks them. The block meets in between.
-    __device__ __forceinline__ void round(u32 number, const float *partials) const {
+    __device__ __forceinline__ void round(u32 number) const {
+        const float *partials = Products<W, COLUMNS>(p, stage.shared).partials(number);
         fold(number, partials);
         if (p.kind != MIX && p.kind != ADD) return;
         const u32 index = threadIdx.x / GROUP, item = Rounds::item(p, number, index);

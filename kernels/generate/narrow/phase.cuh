@@ -30,7 +30,11 @@ enum Flags : u32 {
     /// The product is of `wide` instead of `y`, and `gate` multiplies it.
     GATED = 2,
     /// The residual stream is halved after it.
-    HALVE = 4
+    HALVE = 4,
+    /// Of MIX and CHANNEL: the inputs of one matrix at a time are staged. For models so wide that all of them find no room.
+    ONE_MATRIX = 8,
+    /// The bits from here on are a number: of ADD, how many spans of inputs are staged at a time; else all spans.
+    STAGED_SPANS = 16
 };
 
 /// How an embedding table is stored, row after row.
@@ -63,6 +67,14 @@ struct Phase {
     u32 shift;
     /// Where in a slot aa, bb and pp lie (MIX), or the membranes (ADD).
     u32 state;
+
+    __device__ __forceinline__ u32 staged_spans() const { return flags >> STAGED_SPANS; }
+    __device__ __forceinline__ bool one_matrix() const { return flags & ONE_MATRIX; }
+    /// How often inputs are staged anew: for each matrix, or for each so many spans.
+    __device__ __forceinline__ u32 parts() const {
+        if (one_matrix()) return matrices;
+        return kind == ADD && staged_spans() < spans ? (spans + staged_spans() - 1) / staged_spans() : 1;
+    }
 };
 
 /// What phases leave for each other, `[tokens][..]` each.
@@ -118,10 +130,10 @@ struct SharedPlan {
         raw_stride = ((p.width + 15) / 16 | 1) * 16;
         raw = 0;
         staged = raw + (normed ? COLUMNS * raw_stride * 4 : 0);
-        outliers = staged + p.matrices * COLUMNS * p.spans * SPAN_BLOCKS * Staged<W>::BYTES;
+        outliers = staged + (p.one_matrix() ? 1 : p.matrices) * COLUMNS * p.staged_spans() * SPAN_BLOCKS * Staged<W>::BYTES;
         partials = outliers + p.matrices * COLUMNS * p.outlier_spans * SPAN_BLOCKS * STAGED_FLOATS;
         const u32 units = p.round_items * (p.kind == MIX ? p.matrices : 1) * (p.spans + p.outlier_spans);
-        folded = partials + 2 * units * LINES * LINE * 4;
+        folded = partials + (p.parts() > 1 ? 1 : 2) * units * LINES * LINE * 4;
         end = folded + p.round_items * FOLDED * GROUP * COLUMNS * 4;
     }
 };

@@ -19,19 +19,25 @@ struct Unit {
     u32 matrix;
     /// Among the spans of the matrix, or of its outliers.
     u32 span;
+    /// Which of the inputs must be staged, and where in the round's partial sums it belongs.
+    u32 part, place;
     bool outlier;
 };
 
 /// How a block goes through its items.
 struct Rounds {
-    u32 matrix_units, item_units, units, count;
+    u32 matrix_units, item_units, units;
 
     __device__ __forceinline__ explicit Rounds(const Phase &p) {
         matrix_units = p.spans + p.outlier_spans;
         item_units = matrix_units * (p.kind == MIX ? p.matrices : 1);
         units = item_units * p.round_items;
+    }
+
+    /// How many rounds this block has.
+    static __device__ __forceinline__ u32 count(const Phase &p) {
         const u32 items = p.items > blockIdx.x ? (p.items - blockIdx.x - 1) / gridDim.x + 1 : 0;
-        count = (items + p.round_items - 1) / p.round_items;
+        return (items + p.round_items - 1) / p.round_items;
     }
 
     /// The item at a place in a round; at or beyond `items`, none.
@@ -46,21 +52,37 @@ struct Rounds {
         return next < units ? Place{at.round, next} : Place{at.round + 1, threadIdx.x / WARP_LANES};
     }
 
+    /// Whether a block has units of a part in a round.
+    static __device__ __forceinline__ bool has(const Phase &p, u32 round, u32 part) {
+        if (p.kind != CHANNEL || !p.one_matrix()) return true;
+        const u32 first = item(p, round, 0), more = (p.items - 1 - first) / gridDim.x;
+        const u32 last = first + (more < p.round_items ? more : p.round_items - 1) * gridDim.x;
+        return part == 0 ? first < p.matrix[0].groups() : last >= p.matrix[0].groups();
+    }
+
+    /// Units of a round come part by part, in a part item by item.
     template <class W>
     __device__ __forceinline__ Unit unit(const Phase &p, Place at) const {
-        Unit found = {nullptr, 0, 0, false};
-        if (at.round >= count || at.unit >= units) return found;
-        const u32 index = at.unit / item_units, rest = at.unit - index * item_units;
+        Unit found = {nullptr, 0, 0, 0, 0, false};
+        if (at.unit >= units) return found;
+        // Spans of a part but the last, and of this part.
+        const u32 step = p.kind == ADD ? p.staged_spans() : matrix_units;
+        const u32 parts = p.kind == MIX ? p.matrices : p.kind == ADD ? p.parts() : 1;
+        u32 part = parts > 1 ? at.unit / (step * p.round_items) : 0;
+        part = part < parts ? part : parts - 1;
+        const u32 here = p.kind == ADD && part + 1 == parts ? matrix_units - part * step : step;
+        const u32 rest = at.unit - part * step * p.round_items, index = rest / here;
         u32 group = item(p, at.round, index);
         if (group >= p.items) return found;
-        found.span = rest;
+        found.span = rest - index * here + (p.kind == ADD ? part * step : 0);
         if (p.kind == MIX) {
-            found.matrix = rest / matrix_units;
-            found.span = rest - found.matrix * matrix_units;
+            found.matrix = part;
         } else if (group >= p.matrix[0].groups()) {
             found.matrix = 1;
             group -= p.matrix[0].groups();
         }
+        found.part = p.one_matrix() ? found.matrix : p.kind == ADD ? part : 0;
+        found.place = index * item_units + (p.kind == MIX ? part * matrix_units : 0) + found.span;
         const PackedMatrix &m = p.matrix[found.matrix];
         if (found.span < p.spans) {
             found.address = m.weights + (u64(group) * p.spans + found.span) * W::UNIT_BYTES;
@@ -157,23 +179,26 @@ struct Products {
     using Plan = SharedPlan<W, COLUMNS>;
 
     const Phase &p;
-    const Plan &plan;
-    const Rounds &rounds;
     u8 *const shared;
+    const Plan plan;
+    const Rounds rounds;
+
+    __device__ __forceinline__ Products(const Phase &p, u8 *shared) : p(p), shared(shared), plan(p), rounds(p) {}
 
     __device__ __forceinline__ float *partials(u32 number) const {
-        return reinterpret_cast<float *>(shared + plan.partials) + number % 2 * rounds.units * Plan::LINES * Plan::LINE;
+        const u32 buffer = p.parts() > 1 ? 0 : number % 2;
+        return reinterpret_cast<float *>(shared + plan.partials) + buffer * rounds.units * Plan::LINES * Plan::LINE;
     }
 
-    /// Leaves the partial sums of a round's units in shared memory; the block must meet before they are read.
-    __device__ __forceinline__ void round(u32 number, Flow &flow) const {
+    /// Leaves the partial sums of a round's units of one part in shared memory; the block must meet before they are read.
+    __device__ __forceinline__ void round(u32 number, u32 part, Flow &flow) const {
 #pragma unroll 1
-        while (flow.place.round == number) {
+        while (flow.place.round == number && (!flow.unit.address || flow.unit.part == part)) {
             const Place place = rounds.after(flow.place);
             const Unit next = rounds.template unit<W>(p, place);
             float sum[COLUMNS] = {};
             const u32 scale = multiply(sum, flow, next);
-            if (flow.unit.address) leave(partials(number) + flow.place.unit * Plan::LINES * Plan::LINE, sum, scale);
+            if (flow.unit.address) leave(partials(number) + flow.unit.place * Plan::LINES * Plan::LINE, sum, scale);
             flow.place = place;
             flow.unit = next;
         }
@@ -191,6 +216,9 @@ struct Products {
     __device__ __forceinline__ u32 multiply(float (&sum)[COLUMNS], Flow &flow, const Unit &next) const {
         const Unit unit = flow.unit;
         const u32 block = unit.span * SPAN_BLOCKS + threadIdx.x % WARP_LANES / GROUP;
+        // Of what is staged.
+        const u32 staged = block - (p.kind == ADD ? unit.part * p.staged_spans() * SPAN_BLOCKS : 0);
+        const u32 matrix = p.one_matrix() ? 0 : unit.matrix;
         u32 scale = 0;
 #pragma unroll 1
         for (u32 part = 0; part < PIECES; ++part) {
@@ -199,14 +227,15 @@ struct Products {
             load_piece<W>(last ? next : unit, last ? 0 : part + 1, coming);
             if (unit.address) {
                 if (W::INTEGERS && !unit.outlier) {
-                    const u32 column = p.spans * SPAN_BLOCKS * Staged<W>::BYTES;
-                    const u8 *x = shared + plan.staged + unit.matrix * COLUMNS * column + block * Staged<W>::BYTES;
+                    const u32 column = p.staged_spans() * SPAN_BLOCKS * Staged<W>::BYTES;
+                    const u8 *x = shared + plan.staged + matrix * COLUMNS * column + staged * Staged<W>::BYTES;
                     scale = flow.now.scale;
                     dot_products<COLUMNS>(flow.now, x, column, sum);
                 } else {
-                    const u32 blocks = (W::INTEGERS ? p.outlier_spans : p.spans) * SPAN_BLOCKS;
+                    const u32 blocks = (W::INTEGERS ? p.outlier_spans : p.staged_spans()) * SPAN_BLOCKS;
                     const u32 column = blocks * STAGED_FLOATS, from = W::INTEGERS ? plan.outliers : plan.staged;
-                    const u8 *x = shared + from + unit.matrix * COLUMNS * column + block * STAGED_FLOATS;
+                    const u8 *x = shared + from + (W::INTEGERS ? unit.matrix : matrix) * COLUMNS * column +
+                                  (W::INTEGERS ? block : staged) * STAGED_FLOATS;
                     add_products<FloatsOf<W>, COLUMNS>(flow.now, x + part * 8 * FloatsOf<W>::INPUTS * 4, column, sum);
                 }
             }

@@ -43,29 +43,41 @@ __device__ __forceinline__ void show_hidden(const Phase &p, const Stage<W, COLUM
     }
 }
 
+/// Puts the inputs of a part into shared memory. The block meets before and after.
+template <class W, u32 COLUMNS>
+__device__ __forceinline__ void stage_inputs(const Stage<W, COLUMNS> &stage, u32 part, bool first) {
+    if (stage.p.kind == ADD) {
+        stage_plain(stage, stage.p.flags & GATED ? stage.work.wide : stage.work.y, part, first);
+    } else {
+        stage_normed(stage, part, first);
+    }
+}
+
 /// `flow`: this warp's weights, the first of which are asked for already.
 template <class W, u32 COLUMNS>
 __device__ __forceinline__ void run_phase(const Phase &p, const Workspace &work, Columns &columns, u8 *shared, Flow &flow) {
-    const SharedPlan<W, COLUMNS> plan(p);
-    const Stage<W, COLUMNS> stage(p, plan, work, columns, shared);
+    const Stage<W, COLUMNS> stage(p, work, columns, shared);
     if (stage.count == 0) return;
     if (p.kind == EMBED) return embed(p, stage);
-    if (p.kind == ADD) {
-        stage_plain(stage, p.flags & GATED ? work.wide : work.y);
-    } else {
-        stage_normed(stage);
-    }
+    const u32 count = Rounds::count(p), none = ~0u;
     if (p.kind == HEAD) show_hidden(p, stage);
-    __syncthreads();
-    const Rounds rounds(p);
-    const Products<W, COLUMNS> products{p, plan, rounds, shared};
-    const Finish<W, COLUMNS> finish{p, plan, stage, rounds};
 #pragma unroll 1
-    for (u32 round = 0; round < rounds.count; ++round) {
-        products.round(round, flow);
+    for (u32 round = 0, staged = none; round < count; ++round) {
+#pragma unroll 1
+        for (u32 part = 0; part < p.parts(); ++part) {
+            if (!Rounds::has(p, round, part)) continue;
+            // With parts there is one place for partial sums, which the end of the round before has read now.
+            if (p.parts() > 1) __syncthreads();
+            if (staged != part) {
+                stage_inputs(stage, part, staged == none);
+                __syncthreads();
+            }
+            staged = part;
+            Products<W, COLUMNS>(p, shared).round(round, part, flow);
+        }
         __syncthreads();
-        // Partial sums of the next round go elsewhere, so nobody waits for the end of this.
-        finish.round(round, products.partials(round));
+        // Without, those of the next round go elsewhere, so nobody waits for the end of this.
+        Finish<W, COLUMNS>(p, stage).round(round);
     }
 }
 

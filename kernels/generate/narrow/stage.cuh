@@ -21,21 +21,21 @@ struct Stage {
     using Plan = SharedPlan<W, COLUMNS>;
 
     const Phase &p;
-    const Plan &plan;
     const Workspace &work;
     Columns &columns;
     u8 *const shared;
     /// Of the columns, which are tokens, or in HEAD lines.
     const u32 count;
 
-    __device__ __forceinline__ Stage(const Phase &p, const Plan &plan, const Workspace &work, Columns &columns, u8 *shared)
-        : p(p), plan(plan), work(work), columns(columns), shared(shared),
+    __device__ __forceinline__ Stage(const Phase &p, const Workspace &work, Columns &columns, u8 *shared)
+        : p(p), work(work), columns(columns), shared(shared),
           count(p.kind == HEAD ? columns.pass.lines : columns.pass.tokens) {}
 
+    __device__ __forceinline__ Plan plan() const { return Plan(p); }
     __device__ __forceinline__ const PassEntry &entry(u32 i) const { return columns.pass.entries[i]; }
 
     __device__ __forceinline__ float *raw(u32 column) const {
-        return reinterpret_cast<float *>(shared + plan.raw) + column * plan.raw_stride;
+        return reinterpret_cast<float *>(shared + plan().raw) + column * plan().raw_stride;
     }
 
     /// Copies the residual stream of the columns, and finds what normalises each.
@@ -69,7 +69,9 @@ struct Stage {
     /// Gives matrix `m` the inputs of a column in a block: `low` and `high` are inputs `lane` and `lane + 32`. The warp comes whole.
     __device__ __forceinline__ void put(u32 m, u32 t, u32 block, float low, float high) const {
         const u32 lane = threadIdx.x % WARP_LANES;
-        u8 *to = shared + plan.staged + ((m * COLUMNS + t) * p.spans * SPAN_BLOCKS + block) * Staged<W>::BYTES;
+        const u32 blocks = p.staged_spans() * SPAN_BLOCKS, matrix = p.one_matrix() ? 0 : m;
+        const u32 place = p.kind == ADD ? block % blocks : block;
+        u8 *to = shared + plan().staged + ((matrix * COLUMNS + t) * blocks + place) * Staged<W>::BYTES;
         if (!W::INTEGERS) {
             reinterpret_cast<float *>(to)[lane] = low;
             reinterpret_cast<float *>(to)[lane + WARP_LANES] = high;
@@ -90,8 +92,8 @@ struct Stage {
     /// Fills the last block of the outliers of every column with zeros.
     __device__ __forceinline__ void clear_outliers() const {
         if (!W::INTEGERS || p.outlier_spans == 0) return;
-        float *from = reinterpret_cast<float *>(shared + plan.outliers);
-        const u32 floats = (plan.partials - plan.outliers) / 4;
+        float *from = reinterpret_cast<float *>(shared + plan().outliers);
+        const u32 floats = (plan().partials - plan().outliers) / 4;
         for (u32 i = threadIdx.x; i < floats; i += NARROW_THREADS) from[i] = 0.0f;
     }
 
@@ -100,7 +102,7 @@ struct Stage {
     __device__ __forceinline__ void keep(u32 m, u32 t, u32 before, u64 mask, u32 input, float &x) const {
         if (!(mask >> input & 1)) return;
         const u32 index = before + count_bits(mask & ((u64(1) << input) - 1));
-        u8 *to = shared + plan.outliers +
+        u8 *to = shared + plan().outliers +
                  ((m * COLUMNS + t) * p.outlier_spans * SPAN_BLOCKS + index / BLOCK) * STAGED_FLOATS;
         reinterpret_cast<float *>(to)[index % BLOCK] = x;
         x = 0.0f;
@@ -128,18 +130,20 @@ struct Channels {
     __device__ __forceinline__ float mu(u32 i, u32 m) const { return m == 0 ? mix[i][0] : m == 1 ? mix[i][1] : mix[i][2]; }
 };
 
-/// The normed residual stream, as it is (HEAD) or mixed for each matrix with that of the token before.
+/// The normed residual stream, as it is (HEAD) or mixed for each matrix with that of the token before; of the parts that are staged
+/// one at a time, part `part`.
 template <class W, u32 COLUMNS>
-__device__ __forceinline__ void stage_normed(const Stage<W, COLUMNS> &stage) {
+__device__ __forceinline__ void stage_normed(const Stage<W, COLUMNS> &stage, u32 part, bool first) {
     const Phase &p = stage.p;
     const u32 blocks = p.matrix[0].blocks(), mixes = p.kind == HEAD ? 0 : p.matrices;
+    const u32 begin = p.one_matrix() ? part : 0, end = p.one_matrix() ? part + 1 : p.matrices;
     u32 block = threadIdx.x / WARP_LANES;
-    stage.clear_outliers();
+    if (first) stage.clear_outliers();
 #pragma unroll 1
-    for (bool normed = false; block < blocks || !normed; block += WARPS) {
+    for (; block < blocks || first; block += WARPS) {
         const Channels channels(p, mixes, stage.entry(0), block);
-        if (!normed) stage.normalise();
-        normed = true;
+        if (first) stage.normalise();
+        first = false;
         if (block >= blocks) return;
         float last[2] = {channels.before[0], channels.before[1]};
 #pragma unroll 1
@@ -154,7 +158,7 @@ __device__ __forceinline__ void stage_normed(const Stage<W, COLUMNS> &stage) {
                 if (mixes && t > 0 && from && there) last[i] = load_shared_by_grid(from + p.shift + c);
             }
 #pragma unroll 1
-            for (u32 m = 0; m < p.matrices; ++m) {
+            for (u32 m = begin; m < end; ++m) {
                 const float low = token_mix(x[0], last[0], channels.mu(0, m));
                 const float high = token_mix(x[1], last[1], channels.mu(1, m));
                 stage.put(m, t, block, mixes ? low : x[0], mixes ? high : x[1]);
@@ -165,12 +169,13 @@ __device__ __forceinline__ void stage_normed(const Stage<W, COLUMNS> &stage) {
     }
 }
 
-/// What another phase has left, `[tokens][inputs]`.
+/// What another phase has left, `[tokens][inputs]`: the spans of a part.
 template <class W, u32 COLUMNS>
-__device__ __forceinline__ void stage_plain(const Stage<W, COLUMNS> &stage, const float *from) {
-    const u32 inputs = stage.p.matrix[0].inputs, blocks = stage.p.matrix[0].blocks();
-    const u32 lane = threadIdx.x % WARP_LANES;
-    if (W::INTEGERS && stage.p.outlier_spans) {
+__device__ __forceinline__ void stage_plain(const Stage<W, COLUMNS> &stage, const float *from, u32 part, bool first) {
+    const u32 inputs = stage.p.matrix[0].inputs, all = stage.p.matrix[0].blocks();
+    const u32 lane = threadIdx.x % WARP_LANES, most = stage.p.staged_spans() * SPAN_BLOCKS, begin = part * most;
+    const u32 blocks = all - begin < most ? all - begin : most;
+    if (W::INTEGERS && stage.p.outlier_spans && first) {
         stage.clear_outliers();
         __syncthreads();
     }
@@ -178,7 +183,7 @@ __device__ __forceinline__ void stage_plain(const Stage<W, COLUMNS> &stage, cons
     const u32 tasks = blocks * stage.count;
 #pragma unroll 2
     for (u32 task = threadIdx.x / WARP_LANES; task < tasks; task += WARPS) {
-        const u32 t = task / blocks, block = task - t * blocks;
+        const u32 t = task / blocks, block = begin + task - t * blocks;
         const u32 low = block * BLOCK + lane, high = low + WARP_LANES;
         const float *x = from + u64(t) * inputs;
         const float a = low < inputs ? load_shared_by_grid(x + low) : 0.0f;

@@ -349,7 +349,13 @@ fn add_outliers(folder: &Path, seed: u64) {
         let view = checkpoint.get(name).unwrap();
         tensors.push((name.into(), view.dtype, view.shape.to_vec(), view.bytes.to_vec()));
         let Some(matrix) = name.strip_suffix(".scale") else { continue };
-        let (outputs, inputs) = (view.shape[0], if matrix.ends_with("ffn.value.weight") { WIDE } else { HIDDEN });
+        let codes = checkpoint.get(matrix).unwrap();
+        let inputs = match codes.dtype {
+            Dtype::I8 => codes.shape[1],
+            _ if matrix.ends_with("ffn.value.weight") => WIDE,
+            _ => HIDDEN,
+        };
+        let outputs = view.shape[0];
         let outliers: Vec<i32> = match random.below(4) {
             0 => continue,
             1 => (0..inputs as i32).collect(),
@@ -391,6 +397,35 @@ fn quantised_files_with_inputs_kept_apart_give_the_same_bits() {
             for (driver, cut) in DRIVERS.into_iter().zip([vec![1, 1, 4, 8], vec![2, 12], vec![6, 1, 7]]) {
                 let found = run(&gpu, driver, &ids, &cut);
                 assert!(found == wanted, "{}, {stored:?} as {format:?}, {driver:?}", KINDS[kind].0);
+            }
+        }
+    }
+}
+
+#[test]
+fn little_shared_memory_changes_no_bit() {
+    let Some(mut emulated) = driver() else { return };
+    emulated.set("SIMT_SMS", "3");
+    let ids = ids(7, 13);
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small");
+    for kind in [0, 2] {
+        random_model_of([VOCAB, 88, 1000, 2], folder.path(), 13, KINDS[kind].1, 2.0);
+        let how = Quantization { format: WeightFormat::Q8, calibration: None };
+        let quietly = &mut |_, _| ControlFlow::Continue(());
+        quantize(&Checkpoint::open(folder.path()).unwrap(), &small, how, &Cpu::new(Level::best(), 1), quietly).unwrap();
+        add_outliers(&small, kind as u64);
+        for (folder, format) in
+            [(folder.path(), WeightFormat::F32), (folder.path(), WeightFormat::Q8), (&small, WeightFormat::Q8)]
+        {
+            let wanted = run(&on_cpu(folder, Some(format)), Driver::Chain, &ids, &[13]);
+            for room in [14, 20, 34] {
+                emulated.set("SIMT_SHARED", &(room << 10).to_string());
+                let gpu = on_gpu(folder, Some(format));
+                for (driver, cut) in [(Driver::Chain, vec![1, 4, 8]), (Driver::Cooperative, vec![2, 3, 8])] {
+                    let found = run(&gpu, driver, &ids, &cut);
+                    assert!(found == wanted, "{}, {format:?}, {room} KB, {driver:?}", KINDS[kind].0);
+                }
             }
         }
     }

@@ -25,6 +25,10 @@ pub const NEURONS: u32 = 1;
 pub const GATED: u32 = 2;
 /// Of [`Kind::Add`]: the residual stream is halved after it.
 pub const HALVE: u32 = 4;
+/// Of [`Kind::Mix`] and [`Kind::Channel`]: the inputs of one matrix at a time are staged.
+const ONE_MATRIX: u32 = 8;
+/// From this bit on `flags` hold a number: the spans of inputs that are staged at a time.
+const STAGED_SPANS: u32 = 16;
 
 /// One phase, as kernels are told of it; addresses are 0 where there is nothing.
 #[repr(C)]
@@ -101,21 +105,49 @@ impl Phase {
         (self.spans + self.outlier_spans) * if self.is(Kind::Mix) { self.matrices } else { 1 }
     }
 
+    fn staged_spans(&self) -> u32 {
+        self.flags >> STAGED_SPANS
+    }
+
+    /// How many parts of the inputs are staged one after another.
+    fn parts(&self) -> u32 {
+        match self.flags & ONE_MATRIX {
+            0 if self.is(Kind::Add) => self.spans.div_ceil(self.staged_spans()),
+            0 => 1,
+            _ => self.matrices,
+        }
+    }
+
     /// Bytes of shared memory that a block needs: `SharedPlan` in `phase.cuh`.
     fn shared_bytes(&self, format: WeightFormat, columns: u32) -> u32 {
         const STAGED_FLOATS: u32 = 68 * 4;
         let integers = format == WeightFormat::Q8;
         let raw = if self.is(Kind::Add) { 0 } else { (self.width.div_ceil(16) | 1) * 16 * 4 };
-        let staged = self.spans * 4 * if integers { 80 } else { STAGED_FLOATS };
-        let outliers = self.outlier_spans * 4 * STAGED_FLOATS;
-        let partials = 2 * self.round_items * self.item_units() * (columns + u32::from(integers)) * 40 * 4;
+        let staged = if self.flags & ONE_MATRIX == 0 { self.matrices } else { 1 };
+        let staged = staged * self.staged_spans() * 4 * if integers { 80 } else { STAGED_FLOATS };
+        let outliers = self.matrices * self.outlier_spans * 4 * STAGED_FLOATS;
+        let partials = self.round_items * self.item_units() * (columns + u32::from(integers)) * 40 * 4;
+        let partials = partials * if self.parts() > 1 { 1 } else { 2 };
         let folded = self.round_items * 6 * 8 * columns * 4;
-        columns * (raw + self.matrices * (staged + outliers)) + partials + folded
+        columns * (raw + staged + outliers) + partials + folded
     }
 
-    /// Chooses how many items each of `blocks` blocks works on at a time: as many as keep its warps busy, as far as there are so many and
-    /// they find room. None: not even one does.
-    fn fit(mut self, format: WeightFormat, columns: u32, blocks: u32, room: u32) -> Option<Self> {
+    /// Chooses what each of `blocks` blocks has in its shared memory. None: it does not find room even in the smallest parts.
+    fn fit(self, format: WeightFormat, columns: u32, blocks: u32, room: u32) -> Option<Self> {
+        let mut forms = vec![Self { flags: self.flags | self.spans << STAGED_SPANS, ..self }];
+        match self.matrices {
+            2.. => forms.push(Self { flags: forms[0].flags | ONE_MATRIX, ..self }),
+            _ if self.is(Kind::Add) => {
+                let halves = (1..).map(|i| self.spans >> i).take_while(|&spans| spans > 0);
+                forms.extend(halves.map(|spans| Self { flags: self.flags | spans << STAGED_SPANS, ..self }));
+            }
+            _ => {}
+        }
+        forms.into_iter().find_map(|form| form.fit_items(format, columns, blocks, room))
+    }
+
+    /// Chooses how many items a block works on at a time: as many as keep its warps busy, as far as there are so many and they find room.
+    fn fit_items(mut self, format: WeightFormat, columns: u32, blocks: u32, room: u32) -> Option<Self> {
         let wanted = if columns == 8 { 24 } else { 36 };
         let here = self.items.div_ceil(blocks.max(1)).max(1);
         self.round_items = (wanted / self.item_units().max(1)).clamp(1, here);
@@ -277,5 +309,37 @@ impl Narrow {
         unsafe {
             self.device.launch_cooperative(&form.kernel, form.blocks, form.shared_bytes, &params)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What fits in a block of an H200.
+    fn fitted(kind: Kind, width: usize, shapes: &[(usize, usize)], columns: u32) -> Option<Phase> {
+        let matrices = shapes.iter().map(|&(outputs, inputs)| PackedMatrix::of_shape(outputs, inputs));
+        let matrices: Vec<_> = matrices.collect();
+        let room = (227 << 10) - STATIC_SHARED;
+        let phase = Phase::new(kind, width, &matrices).fit(WeightFormat::Bf16, columns, 132, room)?;
+        assert!(phase.shared_bytes(WeightFormat::Bf16, columns) <= room && phase.round_items > 0);
+        Some(phase)
+    }
+
+    #[test]
+    fn inputs_are_staged_whole_where_there_is_room_and_else_in_parts() {
+        let parts = |d: usize, columns| {
+            let f = 4 * d;
+            let mix = fitted(Kind::Mix, d, &[(d, d); 3], columns)?;
+            let channel = fitted(Kind::Channel, d, &[(f, d), (d, d)], columns)?;
+            let add = fitted(Kind::Add, d, &[(d, f)], columns)?;
+            Some([mix.parts(), channel.parts(), add.parts()])
+        };
+        assert_eq!(parts(768, 8), Some([1, 1, 1]));
+        assert_eq!(parts(2048, 4), Some([1, 1, 1]));
+        assert_eq!(parts(2048, 8), Some([3, 1, 2]));
+        assert_eq!(parts(2560, 8).map(|p| p[0]), Some(3));
+        assert_eq!(parts(4096, 8), None);
+        assert_eq!(parts(5120, 4).map(|p| p[0]), Some(3));
     }
 }

@@ -49,6 +49,11 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// A matrix that is nowhere yet.
+    pub fn of_shape(outputs: usize, inputs: usize) -> Self {
+        Self { outputs: outputs as u32, inputs: inputs as u32, ..Self::default() }
+    }
+
     /// Groups of outputs.
     pub fn groups(&self) -> u32 {
         self.outputs.div_ceil(GROUP as u32)
@@ -245,7 +250,7 @@ impl<'a> CudaLoader<'a> {
         })?;
         self.refuse(source, &watch)?;
         let weights = self.kept.keep(weights);
-        Ok(PackedMatrix { weights, outputs: outputs as u32, inputs: inputs as u32, ..PackedMatrix::default() })
+        Ok(PackedMatrix { weights, ..PackedMatrix::of_shape(outputs, inputs) })
     }
 
     /// A matrix of integers of 8 bits: as stored, or rounded now.
@@ -292,8 +297,7 @@ impl<'a> CudaLoader<'a> {
         };
         self.refuse(source, &watch)?;
         let weights = self.kept.keep(weights);
-        let mut matrix =
-            PackedMatrix { weights, outputs: outputs as u32, inputs: inputs as u32, ..PackedMatrix::default() };
+        let mut matrix = PackedMatrix { weights, ..PackedMatrix::of_shape(outputs, inputs) };
         if !outliers.is_empty() {
             self.outliers(&mut matrix, outliers, &outlier_weights)?;
         }
