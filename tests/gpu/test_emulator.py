@@ -102,12 +102,15 @@ def test_unwritten_shared_memory_is_nan(library: ctypes.CDLL) -> None:
     assert np.isnan(x[0])
 
 
-def run_sanitized(library: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run_sanitized(
+    library: Path, *command: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python with AddressSanitizer in it, as loading such a library needs."""
     environment = os.environ | {
         "LD_PRELOAD": emulator.sanitizer(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "SPIKELET_TEST_SIMT": str(library),
+        **settings,
     }
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
@@ -132,6 +135,42 @@ def test_sanitizers_name_the_line(
     assert broken.returncode != 0
     assert complaint in broken.stderr
     assert "samples.cu:" in broken.stderr
+
+
+# Prompts long and short, one row and many: every kernel of generation runs.
+GENERATE = """
+import os
+import sys
+import spikelet
+
+golden, ways = sys.argv[1], [("f32", "chain"), ("q8", "cooperative"), ("bf16", "graph")]
+prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]
+for name in ("spikegpt-tiny", "rwkv4-tiny"):
+    for dtype, driver in ways:
+        os.environ["SPIKELET_CUDA_DRIVER"] = driver
+        texts = []
+        for device in ("cpu", "cuda"):
+            model = spikelet.load(f"{golden}/{name}", dtype=dtype, device=device)
+            options = {"max_new_tokens": 5, "seed": 5, "ignore_eos": True}
+            one = model.generate(prompt, **options).run().ids
+            rows = model.generate_batch([prompt[i:] for i in range(10)], **options)
+            texts.append([one, *(row.ids for row in rows)])
+        assert texts[0] == texts[1], (name, dtype, texts)
+print("the same")
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("streams", ["eager", "lazy"])
+def test_generation_under_sanitizers(tmp_path: Path, streams: str) -> None:
+    emulator.sanitizer()
+    library = emulator.build(sanitize=True, private=False)
+    golden = str(HERE.parent / "golden")
+    done = run_sanitized(
+        library, "-c", GENERATE, golden,
+        LD_LIBRARY_PATH=str(library.parent), SIMT_STREAMS=streams, SPIKELET_CACHE=str(tmp_path),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
 
 
 @pytest.mark.timeout(600)
