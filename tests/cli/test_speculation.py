@@ -23,7 +23,9 @@ from .helpers import Cli, Terminal
 def arguments(*words: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     add_speculation_options(parser)
-    return speculation_arguments(parser.parse_args(words, argparse.Namespace(threads=1, device=None)))
+    return speculation_arguments(
+        parser.parse_args(words, argparse.Namespace(threads=1, device=None))
+    )
 
 
 def test_only_what_is_given_reaches_the_engine() -> None:
