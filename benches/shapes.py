@@ -133,6 +133,20 @@ def random_tensors(shape: Shape, shift: float) -> dict[str, NDArray[np.float32]]
     return tensors
 
 
+def config(shape: Shape) -> dict[str, object]:
+    """What `config.json` of a model of this shape holds."""
+    found: dict[str, object] = {
+        "model_type": shape.model_type,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": 4 * shape.hidden,
+    }
+    if shape.model_type == "spikegpt":
+        found |= {"variant": "rwkv", "spike_embedding": False}
+    return found
+
+
 def write_random(shape: Shape, folder: Path, density: float | None = DENSITY) -> Path:
     """Writes `shape` with seeded random float32 weights into `folder` and returns it.
 
@@ -148,16 +162,7 @@ def write_random(shape: Shape, folder: Path, density: float | None = DENSITY) ->
     folder.mkdir(parents=True, exist_ok=True)
     tensors = random_tensors(shape, 0.0 if density is None else KEY_SHIFT)
     save_file(tensors, folder / "model.safetensors")
-    config: dict[str, object] = {
-        "model_type": shape.model_type,
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "intermediate_size": 4 * shape.hidden,
-    }
-    if shape.model_type == "spikegpt":
-        config |= {"variant": "rwkv", "spike_embedding": False}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "config.json").write_text(json.dumps(config(shape), indent=1))
     if density is not None:
         calibrate(shape, folder, density)
     return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import torch
-from shapes import DENSITY, KEY_SHIFT, RWKV4_169M, SPIKEGPT_216M, Shape
+from shapes import DENSITY, KEY_SHIFT, RWKV4_169M, SPIKEGPT_216M, Shape, config
 from torch import Tensor
 
 RWKV4_1B5 = Shape("RWKV-4-1.5B", "rwkv4", 24, 2048, 50277)
@@ -89,20 +89,6 @@ def header(shape: Shape) -> bytes:
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def config(shape: Shape) -> dict[str, object]:
-    """Return what `config.json` holds."""
-    found: dict[str, object] = {
-        "model_type": shape.model_type,
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "intermediate_size": 4 * shape.hidden,
-    }
-    if shape.model_type == "spikegpt":
-        found |= {"variant": "rwkv", "spike_embedding": False}
-    return found
 
 
 def folder(shape: Shape, work: Path, device: str) -> Path:
